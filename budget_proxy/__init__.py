@@ -1,0 +1,24 @@
+"""budget-proxy: a hard spending cap between services and the paid APIs they call.
+
+The path of a request, file by file:
+
+    listener      accepts it and makes it a `call`
+    proxy         tells its story, top to bottom:
+      arrival       what the request must look like, and which upstream it is for
+      identify      who pays
+      core.tariff   which route of the upstream's tariff it is
+      core.estimate what it can cost at most
+      core.binding  which budgets it touches
+      admission     holds that amount in all of them, or refuses, or lets it wait (`waitlist`)
+      upstream      forwards it and brings the answer back
+      core.meter    reads the actual figures from a copy
+      core.settlement  which row of the outcome table ends it
+    dialects      words a refusal for the upstream's SDKs
+    metrics, call_log   read the events
+
+Around it: `policy` (the YAML file), `catalogue` (model prices), `ledgers` (the durable book, as
+`core.book` decides), `opening` and `janitor` (start and upkeep of the ledger), `admin` (the other
+port), `app` (wiring), `__main__` (the command line), `sandbox` (an upstream to test against).
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,298 @@
+"""The command line. Each command is a function that returns an exit code:
+
+0 it did what was asked; 1 it could not (the network, a running proxy); 2 what it was given is wrong
+(the policy, the ledger, an argument): the message says what to change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+import json
+import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from importlib.resources import files
+from pathlib import Path
+
+from budget_proxy import __version__
+from budget_proxy.catalogue import Catalogue
+from budget_proxy.core.house import House
+from budget_proxy.policy import PolicyError, check, effective, json_schema, load
+from budget_proxy.report import accounts_table, budgets_table
+
+OK, FAILED, WRONG = 0, 1, 2
+DEFAULT_ADMIN = "http://127.0.0.1:9090"
+_NEGATIVE = re.compile(r"-[0-9]")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    # An amount such as -1.50USD is not an option: a leading space tells argparse so.
+    given = [f" {word}" if _NEGATIVE.match(word) else word for word in given]
+    parser = build_parser()
+    options = parser.parse_args(given)
+    command: Callable[[argparse.Namespace], int] | None = options.command
+    if command is None:
+        parser.print_help()
+        return WRONG
+    try:
+        return command(options)
+    except PolicyError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    except KeyboardInterrupt:
+        return OK
+    except BrokenPipeError:
+        # Whoever read our output has seen enough (`| head`).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return OK
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="budget-proxy",
+        description="A hard spending cap between your services and the paid APIs they call.",
+        epilog="Exit codes: 0 done, 1 could not be done now, 2 the input is wrong.",
+    )
+    parser.add_argument("--version", action="version", version=f"budget-proxy {__version__}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    _add_serve(commands)
+    _add_check(commands)
+    _add_status(commands)
+    _add_ledger(commands)
+    schema = commands.add_parser("schema", help="print the JSON Schema of policy files")
+    schema.set_defaults(command=_schema)
+    demo = commands.add_parser("demo", help="run everything here, against the built-in sandbox")
+    demo.set_defaults(command=_demo)
+    sandbox = commands.add_parser("sandbox", help="run an upstream to test against")
+    _add_sandbox(sandbox)
+    return parser
+
+
+def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="run the proxy",
+        description="Run the proxy. SIGHUP reloads the policy (a wrong one is refused as a whole); "
+        "SIGTERM lets calls finish for the policy's grace period, a second one ends at once.",
+    )
+    serve.add_argument("policy", help="the policy file (or the name of one that is shipped)")
+    serve.set_defaults(command=_serve)
+
+
+def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    checks = commands.add_parser(
+        "check",
+        help="check a policy file; print every mistake and the budgets of each service",
+        description="Print every mistake of a policy as file:line:column: message and exit 2, or "
+        "the budgets that bind each service and exit 0.",
+    )
+    checks.add_argument("policy", help="the policy file (or the name of one that is shipped)")
+    checks.add_argument("--json", action="store_true", help="print the result as JSON")
+    checks.set_defaults(command=_check)
+
+
+def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    status = commands.add_parser(
+        "status", help="print every open account: limit, spent, held, free"
+    )
+    source = status.add_mutually_exclusive_group()
+    source.add_argument(
+        "--admin", default=DEFAULT_ADMIN, help=f"a running proxy (default {DEFAULT_ADMIN})"
+    )
+    source.add_argument("--ledger", type=Path, help="a ledger file, instead of a running proxy")
+    status.add_argument("--json", action="store_true", help="print the accounts as JSON")
+    status.set_defaults(command=_status)
+
+
+def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    ledger = commands.add_parser("ledger", help="look into a ledger, correct an account")
+    ledger.set_defaults(command=_helped(ledger))
+    inner = ledger.add_subparsers(title="ledger commands", metavar="COMMAND")
+    adjust = inner.add_parser(
+        "adjust",
+        help="correct what an account has spent",
+        description="Add an amount to what an account has spent in the window that runs now "
+        "(negative: give back). Works beside a running proxy. Example: "
+        "budget-proxy ledger adjust company '(all)' -1.50USD --policy p.yaml --reason 'crash'",
+    )
+    adjust.add_argument("budget")
+    adjust.add_argument("payer", help="'(all)' for a budget without for_each")
+    adjust.add_argument("amount", help="with its unit, as in -1.50USD or +20requests")
+    adjust.add_argument("--reason", required=True, help="kept in the ledger, with your name")
+    adjust.add_argument("--policy", required=True, help="the policy file the ledger belongs to")
+    adjust.set_defaults(command=_adjust)
+    for name, explained in (
+        ("holds", "print the holds that have not ended, as JSON lines"),
+        ("entries", "print the audit trail, oldest first, as JSON lines"),
+        ("check", "check what must always hold; exit 1 where it does not"),
+    ):
+        command = inner.add_parser(name, help=explained)
+        command.add_argument("ledger", type=Path, help="the ledger file")
+        command.set_defaults(command=_LEDGER_COMMANDS[name])
+
+
+def _helped(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    def command(_options: argparse.Namespace) -> int:
+        parser.print_help()
+        return WRONG
+
+    return command
+
+
+def _add_sandbox(parser: argparse.ArgumentParser) -> None:
+    from budget_proxy import sandbox  # noqa: PLC0415 - loads the price data
+
+    sandbox.add_arguments(parser)
+    parser.set_defaults(command=sandbox.main)
+
+
+# -- policies ------------------------------------------------------------------------------------
+
+
+def find_policy(name: str) -> Path:
+    """The file of that name, or the shipped policy of that name."""
+    path = Path(name)
+    if path.exists():
+        return path
+    for folder in (Path(str(files("budget_proxy"))) / "policies", _CHECKOUT / "policies"):
+        for candidate in (folder / path.name, folder / f"{path.name}.yaml"):
+            if candidate.is_file():
+                return candidate
+    return path
+
+
+_CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def read_policy(name: str) -> House:
+    """Load a policy with the environment's values. Raises PolicyError."""
+    return load(find_policy(name), environment=os.environ, prices=Catalogue)
+
+
+def _check(options: argparse.Namespace) -> int:
+    path = find_policy(options.policy)
+    try:
+        checked = check(path, environment=os.environ, prices=Catalogue)
+    except PolicyError as error:
+        if options.json:
+            print(
+                json.dumps(
+                    {"ok": False, "mistakes": [asdict(mistake) for mistake in error.mistakes]}
+                )
+            )
+        else:
+            print(error, file=sys.stderr)
+        return WRONG
+    from budget_proxy.upkeep import new_budgets  # noqa: PLC0415 - opens a ledger
+
+    notes = [str(warning) for warning in checked.warnings] + new_budgets(checked.house)
+    budgets = effective(checked.house)
+    if options.json:
+        rows = {name: [row._asdict() for row in rows] for name, rows in budgets.items()}
+        print(json.dumps({"ok": True, "warnings": notes, "services": rows}, indent=2))
+        return OK
+    for note in notes:
+        print(f"warning: {note}", file=sys.stderr)
+    print(budgets_table(budgets))
+    print(f"{path}: ok")
+    return OK
+
+
+def _schema(_options: argparse.Namespace) -> int:
+    print(json.dumps(json_schema(), indent=2))
+    return OK
+
+
+# -- running -------------------------------------------------------------------------------------
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from budget_proxy.run import serve  # noqa: PLC0415 - loads the HTTP library
+
+    _log_to_stderr()
+    return serve(lambda: read_policy(options.policy))
+
+
+def _demo(_options: argparse.Namespace) -> int:
+    from budget_proxy.run import demo  # noqa: PLC0415 - loads the HTTP library
+
+    _log_to_stderr()
+    with tempfile.TemporaryDirectory(prefix="budget-proxy-demo-") as folder:
+        ledger = f"sqlite:///{folder}/ledger.db"
+        return demo(lambda: replace(read_policy("quickstart.yaml"), ledger=ledger))
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+
+
+# -- ledgers -------------------------------------------------------------------------------------
+
+
+def _status(options: argparse.Namespace) -> int:
+    from budget_proxy import upkeep  # noqa: PLC0415
+
+    try:
+        if options.ledger is not None:
+            accounts = asyncio.run(upkeep.accounts_of(options.ledger))
+        else:
+            accounts = upkeep.accounts_from(options.admin, os.environ.get("BUDGET_PROXY_TOKEN"))
+    except upkeep.CannotError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    if options.json:
+        print(json.dumps({"accounts": accounts}, indent=2))
+    else:
+        print(accounts_table(accounts, colours=sys.stdout.isatty()))
+    return OK
+
+
+def _adjust(options: argparse.Namespace) -> int:
+    from budget_proxy import upkeep  # noqa: PLC0415
+
+    house = read_policy(options.policy)
+    words = (options.budget, options.payer, options.amount.strip(), options.reason)
+    try:
+        account = asyncio.run(upkeep.adjust(house, *words, who=getpass.getuser()))
+    except upkeep.CannotError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    print(accounts_table([account], colours=sys.stdout.isatty()))
+    return OK
+
+
+def _print_lines(what: str) -> Callable[[argparse.Namespace], int]:
+    def command(options: argparse.Namespace) -> int:
+        from budget_proxy import upkeep  # noqa: PLC0415
+
+        try:
+            lines = asyncio.run(upkeep.lines(options.ledger, what))
+        except upkeep.CannotError as error:
+            print(error, file=sys.stderr)
+            return error.code
+        for line in lines:
+            print(line)
+        return FAILED if what == "check" and lines else OK
+
+    return command
+
+
+_LEDGER_COMMANDS = {name: _print_lines(name) for name in ("holds", "entries", "check")}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

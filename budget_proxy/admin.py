@@ -1,0 +1,430 @@
+"""The admin application: metrics, health, accounts, and the few things that change state.
+
+It stands on a port of its own, never on the proxy's. Rules:
+
+- reading needs no token on a loopback address, and the `admin_token` elsewhere; changing state
+  needs it always, and without a configured token it cannot be done at all;
+- /metrics, /livez and /readyz are for machines that have no token;
+- Host must be an IP address, `localhost` or a listed name, so that a page in somebody's browser
+  cannot reach this port under a name of its own (DNS rebinding);
+- every error is problem+json (RFC 9457), and no input is answered with a 500.
+
+Forbidden here: credentials in any answer, blocking the loop, and knowing how the proxy works:
+what is needed of it is the `Control` below.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import ipaddress
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from http import HTTPStatus
+from typing import Annotated, Any, Literal, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+import msgspec
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from budget_proxy.accounts_view import AccountsView, AccountView, touched_by
+from budget_proxy.core.budget import EVERYONE, Budget, Condition
+from budget_proxy.core.house import House, Service, Upstream
+from budget_proxy.core.money import exact, show
+
+log = logging.getLogger(__name__)
+
+State = Literal["starting", "serving", "draining"]
+MAX_BODY = 64 * 1024
+SCRAPE_DEADLINE_S = 10.0
+BODY_DEADLINE_S = 10.0
+
+_INDEX = """\
+budget-proxy, admin port
+
+GET  /metrics        for Prometheus
+GET  /livez          200 while the process turns
+GET  /readyz         200 while serving, 503 while starting or draining
+GET  /api/accounts   open accounts; ?budget= ?payer= ?service=
+GET  /api/policy     the policy in force, without credentials
+POST /api/adjust     {"budget", "payer", "amount": "-1.50 USD", "reason"}
+POST /api/reload     read the policy file again
+"""
+
+_T = TypeVar("_T")
+
+
+class Control(Protocol):
+    """What the admin application asks of the proxy."""
+
+    @property
+    def state(self) -> State:
+        """Where the proxy is in its life."""
+
+    @property
+    def house(self) -> House:
+        """The policy in force."""
+
+    async def accounts(self) -> AccountsView:
+        """Every open account."""
+
+    async def adjust(
+        self, budget: str, payer: str, amount_text: str, reason: str, who: str
+    ) -> AccountView:
+        """Add an amount to what an account has spent; ValueError says what cannot be done."""
+
+    async def reload(self) -> list[str]:
+        """Read the policy again; the mistakes that kept the old one in force, or none."""
+
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        """A scrape and its content type. Blocks."""
+
+
+class Adjustment(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /api/adjust."""
+
+    budget: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+    amount: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    payer: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = EVERYONE
+
+
+class _ProblemError(Exception):
+    """An answer that is an error, raised where it is known."""
+
+    def __init__(self, status: int, detail: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail
+        self.headers = headers
+
+
+def build_admin(
+    control: Control, *, address: str | None = None, hosts: Iterable[str] = ()
+) -> web.Application:
+    """Build the application. `address`: what the port is bound to; by default the policy's.
+
+    `hosts`: names under which the port may be reached, besides addresses and `localhost`.
+    """
+    rooms = _Rooms(control, _is_loopback(control.house.admin[0] if address is None else address))
+    application = web.Application(
+        client_max_size=MAX_BODY,
+        middlewares=[_problems, _host_guard(hosts)],
+    )
+    application.on_response_prepare.append(_secure)
+    application.add_routes(
+        [
+            web.get("/", rooms.index),
+            web.get("/metrics", rooms.metrics),
+            web.get("/livez", rooms.livez),
+            web.get("/readyz", rooms.readyz),
+            web.get("/api/accounts", rooms.reads(rooms.accounts)),
+            web.get("/api/policy", rooms.reads(rooms.policy)),
+            web.post("/api/adjust", rooms.changes(rooms.adjust)),
+            web.post("/api/reload", rooms.changes(rooms.reload)),
+        ]
+    )
+    return application
+
+
+def admin_runner(application: web.Application) -> web.AppRunner:
+    """A runner with the settings this application is tested with."""
+    return web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=75.0)
+
+
+class _Rooms:
+    """The handlers, each a few lines around one question to the proxy."""
+
+    def __init__(self, control: Control, open_to_readers: bool) -> None:
+        self._control = control
+        self._open_to_readers = open_to_readers
+        self._scrapes = _OneAtATime(control.metrics)
+
+    def reads(self, handler: Handler) -> Handler:
+        """Let a handler through that changes nothing."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            if not self._open_to_readers:
+                self._check_token(request)
+            return await handler(request)
+
+        return guarded
+
+    def changes(self, handler: Handler) -> Handler:
+        """Let a handler through that changes state."""
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            self._check_token(request)
+            return await handler(request)
+
+        return guarded
+
+    def _check_token(self, request: web.Request) -> None:
+        expected = self._control.house.admin_token
+        if expected is None:
+            raise _ProblemError(403, "This needs a token, and the policy sets no admin_token:")
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        digest = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
+        if not hmac.compare_digest(digest, expected) or scheme.lower() != "bearer":
+            detail = "This needs the admin token, as Authorization: Bearer <token>"
+            raise _ProblemError(401, detail, {"WWW-Authenticate": 'Bearer realm="budget-proxy"'})
+
+    async def index(self, _request: web.Request) -> web.Response:
+        return web.Response(text=_INDEX)
+
+    async def livez(self, _request: web.Request) -> web.Response:
+        return _json({"state": self._control.state})
+
+    async def readyz(self, _request: web.Request) -> web.Response:
+        state = self._control.state
+        return _json({"state": state}, status=200 if state == "serving" else 503)
+
+    async def metrics(self, request: web.Request) -> web.Response:
+        accept = ",".join(request.headers.getall("Accept", ()))
+        try:
+            body, content_type = await self._scrapes.run(accept)
+        except TimeoutError as error:
+            detail = f"The metrics were not ready within {SCRAPE_DEADLINE_S:.0f} s"
+            raise _ProblemError(503, detail) from error
+        return web.Response(body=body, headers={"Content-Type": content_type})
+
+    async def accounts(self, request: web.Request) -> web.Response:
+        accounts = await _of_ledger(self._control.accounts())
+        # In a thread: a budget per end user makes tens of thousands of them.
+        return await asyncio.to_thread(
+            _accounts, accounts, self._control.house, dict(request.query)
+        )
+
+    async def policy(self, _request: web.Request) -> web.Response:
+        return _json(_policy(self._control.house))
+
+    async def adjust(self, request: web.Request) -> web.Response:
+        asked = _decoded(await _body(request))
+        who = f"admin API from {request.remote or 'unknown'}"
+        adjusting = self._control.adjust(asked.budget, asked.payer, asked.amount, asked.reason, who)
+        account = await _of_ledger(_acceptable(adjusting))
+        return _json(account.as_json())
+
+    async def reload(self, request: web.Request) -> web.Response:
+        await _body(request)
+        mistakes = await self._control.reload()
+        if mistakes:
+            detail = "The policy has mistakes; the old one stays in force"
+            return _problem(422, detail, mistakes=mistakes)
+        return _json({"ok": True})
+
+
+class _OneAtATime:
+    """Runs one scrape at a time in a thread, and gives up waiting after the deadline.
+
+    A thread cannot be stopped: the next scrape begins when the last one has really ended, so a
+    stuck ledger costs one thread, however often Prometheus asks.
+    """
+
+    def __init__(self, render: Callable[[str], tuple[bytes, str]]) -> None:
+        self._render = render
+        self._busy = asyncio.Lock()
+
+    async def run(self, accept: str) -> tuple[bytes, str]:
+        async with asyncio.timeout(SCRAPE_DEADLINE_S):
+            await self._busy.acquire()
+            running = asyncio.ensure_future(asyncio.to_thread(self._render, accept))
+            running.add_done_callback(self._ended)
+            return await asyncio.shield(running)
+
+    def _ended(self, running: asyncio.Future[tuple[bytes, str]]) -> None:
+        self._busy.release()
+        if not running.cancelled():
+            running.exception()  # taken note of even if nobody waits any longer
+
+
+@web.middleware
+async def _problems(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turn every error into problem+json."""
+    try:
+        return await handler(request)
+    except _ProblemError as problem:
+        return _problem(problem.status, problem.detail, headers=problem.headers)
+    except web.HTTPException as error:
+        allow = error.headers.get("Allow")
+        return _problem(error.status, error.reason, headers={"Allow": allow} if allow else None)
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return _problem(500, "Something is broken in here; the log says what")
+
+
+def _host_guard(hosts: Iterable[str]) -> Middleware:
+    names = {host.lower().rstrip(".") for host in hosts} | {"localhost"}
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.getall("Host", ())
+        host = _host_name(given[0]) if len(given) == 1 else ""
+        if host not in names and _ip_address(host) is None:
+            raise _ProblemError(
+                421, "The admin port answers to an IP address, localhost, or a host it is told of"
+            )
+        return await handler(request)
+
+    return guard
+
+
+def _host_name(authority: str) -> str:
+    """The host of `host:port`, lower case, without brackets; empty if it is malformed."""
+    try:
+        parts = urlsplit(f"//{authority}")
+        _ = parts.port  # raises for one that is no number
+    except ValueError:
+        return ""
+    if "@" in authority or parts.path or parts.query or parts.fragment:
+        return ""
+    return (parts.hostname or "").rstrip(".")
+
+
+def _ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
+
+def _is_loopback(address: str) -> bool:
+    ip = _ip_address(address.strip("[]"))
+    return address.lower() == "localhost" or (ip is not None and ip.is_loopback)
+
+
+async def _secure(_request: web.Request, response: web.StreamResponse) -> None:
+    response.headers["Cache-Control"] = "no-store"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Server"] = "budget-proxy"
+
+
+async def _body(request: web.Request) -> bytes:
+    """The whole body, bounded in size (by the application) and in time."""
+    try:
+        async with asyncio.timeout(BODY_DEADLINE_S):
+            return await request.read()
+    except TimeoutError as error:
+        raise _ProblemError(408, "The body came too slowly") from error
+    except web.RequestPayloadError as error:
+        raise _ProblemError(400, "The body cannot be read") from error
+
+
+def _decoded(body: bytes) -> Adjustment:
+    try:
+        return msgspec.json.decode(body, type=Adjustment)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise _ProblemError(400, f"The body is not an adjustment: {error}") from error
+
+
+async def _acceptable(answer: Awaitable[_T]) -> _T:
+    """The answer to what a caller asked for; a ValueError says why it cannot be."""
+    try:
+        return await answer
+    except ValueError as error:
+        raise _ProblemError(400, str(error)) from error
+
+
+async def _of_ledger(answer: Awaitable[_T]) -> _T:
+    """What the ledger says; a ledger that cannot say is not the caller's mistake, nor a bug."""
+    try:
+        return await answer
+    except _ProblemError:
+        raise
+    except Exception as error:
+        log.exception("the ledger did not answer")
+        raise _ProblemError(503, "The ledger does not answer") from error
+
+
+def _filtered(
+    accounts: AccountsView, house: House, query: Mapping[str, str]
+) -> Iterable[AccountView]:
+    if "service" in query:
+        service = house.services.get(query["service"])
+        accounts = touched_by(accounts, house, service) if service is not None else []
+    return [
+        account
+        for account in accounts
+        if query.get("budget", account.budget) == account.budget
+        and query.get("payer", account.payer) == account.payer
+    ]
+
+
+def _accounts(accounts: AccountsView, house: House, query: Mapping[str, str]) -> web.Response:
+    kept = _filtered(accounts, house, query)
+    return _json({"accounts": [account.as_json() for account in kept]})
+
+
+def _policy(house: House) -> dict[str, Any]:
+    """What may be shown of a policy: an allowlist, so that a new secret field stays secret."""
+    return {
+        "listen": _address(house.listen),
+        "admin": _address(house.admin),
+        "ledger": house.ledger.partition(":")[0],
+        "upstreams": [_upstream(upstream) for upstream in house.upstreams.values()],
+        "services": [_service(service) for service in house.services.values()],
+        "budgets": [_budget(budget) for budget in house.budgets],
+    }
+
+
+def _address(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _upstream(upstream: Upstream) -> dict[str, Any]:
+    return {
+        "name": upstream.name,
+        "host": urlsplit(upstream.url).hostname or "",
+        "mount": upstream.mount,
+        "tariff": upstream.tariff.name,
+        "dialect": upstream.dialect,
+        "currency": upstream.currency,
+    }
+
+
+def _service(service: Service) -> dict[str, Any]:
+    return {
+        "name": service.name,
+        "labels": dict(service.labels),
+        "priority": service.priority,
+        "weight": service.weight,
+    }
+
+
+def _budget(budget: Budget) -> dict[str, Any]:
+    return {
+        "name": budget.name,
+        "limit": show(budget.limit, budget.unit),
+        "limits": {payer: exact(limit, budget.unit) for payer, limit in budget.limits.items()},
+        "per": budget.span.per,
+        "timezone": budget.span.zone,
+        "for_each": [str(part) for part in budget.for_each],
+        "when": [_condition(condition) for condition in budget.when],
+        "on_shortfall": budget.on_shortfall,
+        "max_wait_s": budget.max_wait_s,
+    }
+
+
+def _condition(condition: Condition) -> dict[str, Any]:
+    return {"key": condition.key, "any_of": list(condition.globs), "not": condition.negate}
+
+
+def _json(document: Any, status: int = 200) -> web.Response:
+    body = msgspec.json.encode(document) + b"\n"
+    return web.Response(body=body, status=status, content_type="application/json")
+
+
+def _problem(
+    status: int, detail: str, headers: Mapping[str, str] | None = None, **more: Any
+) -> web.Response:
+    title = HTTPStatus(status).phrase
+    document = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
+    return web.Response(
+        body=msgspec.json.encode(document) + b"\n",
+        status=status,
+        headers=headers,
+        content_type="application/problem+json",
+    )

@@ -1,0 +1,307 @@
+"""Hold, or refuse, or wait: the one door every priced call goes through.
+
+Decisions are pure and elsewhere (`core.book` in the ledger's transaction, `core.shortfall`,
+`waitlist`); here they are carried out. Forbidden here: HTTP, prices.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from budget_proxy.call import Departure
+from budget_proxy.core.binding import Binding
+from budget_proxy.core.book import Held, Hold, Leg, Outcome, Release, Short
+from budget_proxy.core.budget import Budget
+from budget_proxy.core.events import Event, WaitEnded
+from budget_proxy.core.house import Service, Waiting
+from budget_proxy.core.refusal import MAX_RETRY_AFTER_S, Reason, Refusal, Shortfall
+from budget_proxy.core.shortfall import Wait, decide, refusal_for
+from budget_proxy.ledgers import Clock, LedgerDownError
+from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.waitlist import Purse, Ticket, Waitlist
+
+TICK_S = 0.1
+"""How often the line is tried when nothing in this process has changed: a window may have turned,
+or somebody else may have given money back."""
+TYPICAL_FIRST_S = 1.0
+TYPICAL_WEIGHT = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What admission needs to know of a call."""
+
+    hold: Hold
+    service: Service
+    patience_s: float | None
+    """How long the caller lets us wait (`Prefer: wait`); None: as long as the policy does."""
+    body_bytes: int
+    gone: Departure
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    request: Request
+    hold: Hold
+    answer: asyncio.Future[Held | Refusal]
+    shortfalls: Sequence[Shortfall]
+    barged: bool = False
+
+
+class Admission:
+    """Takes holds, and keeps the line of those that must wait."""
+
+    def __init__(
+        self,
+        ledger: GroupCommit,
+        binding: Binding,
+        bounds: Waiting,
+        *,
+        clock: Clock,
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._ledger = ledger
+        self._binding = binding
+        self._clock = clock
+        self._emit = emit
+        self._line = Waitlist(bounds)
+        self._waiters: dict[str, _Waiter] = {}
+        self._free: dict[Purse, int] = {}
+        self._changed = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+        self._typical_s = TYPICAL_FIRST_S
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are in line."""
+        return len(self._line)
+
+    def took(self, duration_s: float) -> None:
+        """A call ended after so long: what Retry-After is guessed from."""
+        self._typical_s += (duration_s - self._typical_s) * TYPICAL_WEIGHT
+
+    def changed(self) -> None:
+        """Money came back in this process: the line is tried at once."""
+        self._free.clear()
+        self._changed.set()
+
+    def reload(self, binding: Binding, bounds: Waiting) -> None:
+        """A new policy is in force: those in line are judged by its limits."""
+        self._binding = binding
+        self._line.bounds = bounds
+        for ticket in self._line.tickets():
+            waiter = self._waiters[ticket.id]
+            legs = _under(binding.budgets, waiter.hold.legs)
+            waiter.hold = replace(waiter.hold, legs=legs)
+            ticket.legs = legs
+        self.changed()
+
+    async def admit(self, request: Request) -> tuple[Held | Refusal, float]:
+        """A hold for the request or the reason why not, and how long it waited in line."""
+        barges = self._line.would_barge(request.hold.legs, request.service.priority)
+        if barges and (behind := self._behind_others(request)) is not None:
+            return await self._wait(request, behind, ())
+        outcome = await self._try(request.hold)
+        if not isinstance(outcome, Short):
+            return outcome, 0.0
+        decision = self._decide(outcome.shortfalls, request, self._clock())
+        if isinstance(decision, Refusal):
+            return decision, 0.0
+        return await self._wait(request, decision, outcome.shortfalls)
+
+    def _behind_others(self, request: Request) -> Wait | None:
+        """The place of a newcomer behind those who wait for the same account; None where it will
+        not wait at all."""
+        now_s = self._clock()
+        waited_for = {purse for ticket in self._line.tickets() for purse in ticket.short_on}
+        shared = [
+            (leg.budget, leg.payer)
+            for leg in request.hold.legs
+            if leg.enforced and (leg.budget, leg.payer) in waited_for
+        ]
+        most_s = min(self._binding.budgets[name].max_wait_s for name, _ in shared)
+        if request.patience_s is not None:
+            most_s = min(most_s, request.patience_s)
+        return Wait(now_s + most_s, frozenset(shared)) if most_s > 0 else None
+
+    async def _try(self, hold: Hold) -> Held | Short | Refusal:
+        try:
+            return _taken(await self._ledger.commit(hold))
+        except LedgerDownError:
+            return LEDGER_DOWN
+
+    def _decide(
+        self, shortfalls: Sequence[Shortfall], request: Request, came_s: float
+    ) -> Refusal | Wait:
+        return decide(
+            shortfalls,
+            self._binding.budgets,
+            now_s=self._clock(),
+            came_s=came_s,
+            patience_s=request.patience_s,
+            typical_s=self._typical_s,
+        )
+
+    # -- the line --------------------------------------------------------------------------------
+
+    async def _wait(
+        self, request: Request, wait: Wait, shortfalls: Sequence[Shortfall]
+    ) -> tuple[Held | Refusal, float]:
+        now_s = self._clock()
+        service = request.service
+        ticket = Ticket(
+            id=request.hold.id,
+            service=service.name,
+            priority=service.priority,
+            weight=service.weight,
+            legs=request.hold.legs,
+            joined_s=now_s,
+            deadline_s=wait.deadline_s,
+            body_bytes=request.body_bytes,
+            short_on=wait.short_on,
+        )
+        if not self._line.join(ticket):
+            return self._line_full(shortfalls), 0.0
+        loop = asyncio.get_running_loop()
+        waiter = _Waiter(request, request.hold, loop.create_future(), shortfalls)
+        self._waiters[ticket.id] = waiter
+        self._note(shortfalls)
+        if not shortfalls:
+            self._changed.set()
+        if self._keeper is None:
+            self._keeper = loop.create_task(self._keep(), name="waiting-line")
+        gone: asyncio.Future[None] = loop.create_future()
+        request.gone.then(lambda: gone.set_result(None))
+        deadline = loop.call_later(max(0.0, wait.deadline_s - now_s), self._time_out, ticket)
+        try:
+            await asyncio.wait((waiter.answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            deadline.cancel()
+            request.gone.then(None)
+            self._line.leave(ticket)
+            self._waiters.pop(ticket.id, None)
+        waited_s = max(0.0, self._clock() - now_s)
+        answer = waiter.answer.result() if waiter.answer.done() else None
+        self._left(ticket, answer, waited_s)
+        if answer is None:
+            waiter.answer.cancel()
+            return Refusal(Reason.HELD, "The caller hung up while waiting."), waited_s
+        if isinstance(answer, Refusal):
+            answer = replace(answer, waited_s=waited_s)
+        return answer, waited_s
+
+    def _left(self, ticket: Ticket, answer: Held | Refusal | None, waited_s: float) -> None:
+        budget = min(ticket.short_on)[0]
+        if answer is None:
+            self._emit(WaitEnded(budget, "hung_up", waited_s))
+        elif isinstance(answer, Held):
+            self._emit(WaitEnded(budget, "admitted", waited_s))
+        else:
+            timed_out = answer.reason is Reason.WAITED
+            self._emit(WaitEnded(budget, "timeout" if timed_out else "refused", waited_s))
+
+    def _line_full(self, shortfalls: Sequence[Shortfall]) -> Refusal:
+        retry_after_s = max(1, min(MAX_RETRY_AFTER_S, round(self._typical_s)))
+        detail = "Too many requests already wait for this budget."
+        return Refusal(Reason.LINE_FULL, detail, tuple(shortfalls), retry_after_s=retry_after_s)
+
+    def _time_out(self, ticket: Ticket) -> None:
+        waiter = self._waiters.get(ticket.id)
+        if waiter is None or waiter.answer.done():
+            return
+        if not waiter.shortfalls:
+            waiter.answer.set_result(self._waited_behind())
+            return
+        waiter.answer.set_result(
+            refusal_for(
+                waiter.shortfalls, now_s=self._clock(), typical_s=self._typical_s, waited=True
+            )
+        )
+
+    def _waited_behind(self) -> Refusal:
+        retry_after_s = max(1, min(MAX_RETRY_AFTER_S, round(self._typical_s)))
+        return Refusal(
+            Reason.WAITED,
+            "Others were waiting for the same budget and it did not become free in time.",
+            retry_after_s=retry_after_s,
+        )
+
+    async def _keep(self) -> None:
+        """Try those in line whenever something may have changed, until nobody waits."""
+        try:
+            while len(self._line):
+                try:
+                    async with asyncio.timeout(TICK_S):
+                        await self._changed.wait()
+                except TimeoutError:
+                    self._free.clear()
+                self._changed.clear()
+                while await self._round():
+                    pass
+        finally:
+            self._keeper = None
+            if len(self._line):
+                self._keeper = asyncio.get_running_loop().create_task(self._keep())
+
+    async def _round(self) -> bool:
+        """Try whoever may be next; whether anybody got through."""
+        picked = self._line.pick(self._free.get)
+        if not picked:
+            return False
+        tried = [(ticket, self._waiters[ticket.id]) for ticket in picked]
+        outcomes = await asyncio.gather(*(self._try(waiter.hold) for _, waiter in tried))
+        served = False
+        for (ticket, waiter), outcome in zip(tried, outcomes, strict=True):
+            served = self._judge(ticket, waiter, outcome) or served
+        return served
+
+    def _judge(self, ticket: Ticket, waiter: _Waiter, outcome: Held | Short | Refusal) -> bool:
+        if waiter.answer.done() or ticket not in self._line:
+            if isinstance(outcome, Held):
+                # It left while we asked: what it got goes back.
+                self._ledger.land(Release(outcome.id, "nobody_waited"))
+            return False
+        if isinstance(outcome, Held):
+            self._line.serve(ticket)
+            waiter.answer.set_result(outcome)
+            return True
+        if isinstance(outcome, Refusal):
+            waiter.answer.set_result(outcome)
+            return False
+        waiter.shortfalls = outcome.shortfalls
+        self._note(outcome.shortfalls)
+        decision = self._decide(outcome.shortfalls, waiter.request, ticket.joined_s)
+        if isinstance(decision, Refusal):
+            waiter.answer.set_result(decision)
+        else:
+            ticket.short_on = decision.short_on
+        return False
+
+    def _note(self, shortfalls: Sequence[Shortfall]) -> None:
+        for shortfall in shortfalls:
+            purse = (shortfall.budget, shortfall.payer)
+            self._free[purse] = shortfall.limit - shortfall.spent - shortfall.held
+
+
+LEDGER_DOWN = Refusal(
+    Reason.LEDGER_DOWN,
+    "The ledger of budget-proxy cannot be written, so no budget can be held. Nothing was sent.",
+    retry_after_s=5,
+)
+
+
+def _taken(outcome: Outcome) -> Held | Short:
+    if isinstance(outcome, Held | Short):
+        return outcome
+    raise AssertionError(f"a hold with a fresh id was answered {outcome}")
+
+
+def _under(budgets: Mapping[str, Budget], legs: Sequence[Leg]) -> tuple[Leg, ...]:
+    """The legs with the limits of a new policy; budgets it no longer has bind no more."""
+    return tuple(
+        leg._replace(limit=budgets[leg.budget].limit_for(leg.payer))
+        for leg in legs
+        if leg.budget in budgets
+    )

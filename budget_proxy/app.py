@@ -1,0 +1,326 @@
+"""Wiring: a policy becomes a running proxy, and stops being one. Nothing is decided here.
+
+Start: ledger (with its instance lock), recovery of what a crash left, openings of new budgets,
+admin port, proxy port. Stop: no new connections, calls finish, what is settled lands, ledger.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import random
+import secrets
+import ssl
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from aiohttp import web
+
+from budget_proxy import __version__, janitor, opening
+from budget_proxy.accounts_view import AccountsView, AccountView, open_accounts
+from budget_proxy.admin import admin_runner, build_admin
+from budget_proxy.admission import Admission
+from budget_proxy.call_log import CallLog, Stream
+from budget_proxy.core.binding import Binding
+from budget_proxy.core.book import Adjust, Adjusted
+from budget_proxy.core.events import Event, LedgerChanged, Observer, PolicyReloaded
+from budget_proxy.core.house import House
+from budget_proxy.core.ids import make_id
+from budget_proxy.core.money import parse_amount
+from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError
+from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.sqlite import SqliteLedger
+from budget_proxy.listener import Listener
+from budget_proxy.metrics import Metrics
+from budget_proxy.policy import PolicyError
+from budget_proxy.proxy import Proxy
+from budget_proxy.records import about_correction
+from budget_proxy.roster import Roster
+from budget_proxy.upstream import Switchboard
+
+logger = logging.getLogger(__name__)
+SCRAPE_LEDGER_S = 5.0
+LAND_S = 5.0
+"""At the end: how long settlements may take to land; the rest is presumed at the next start."""
+SQLITE = "sqlite:///"
+GC_THRESHOLD = 50_000
+
+
+class CannotReloadError(ValueError):
+    """A policy that is valid but needs a restart."""
+
+
+def ledger_path(url: str) -> Path:
+    """The file of a `sqlite:///` URL: three slashes are relative, four absolute."""
+    return Path(url.removeprefix(SQLITE))
+
+
+class App:
+    """One running proxy (and what the admin application controls)."""
+
+    def __init__(
+        self,
+        load: Callable[[], House],
+        *,
+        log: Stream | None = None,
+        observers: Sequence[Observer] = (),
+        clock: Clock = time.time,
+    ) -> None:
+        """`load` reads the policy; it raises PolicyError. `log`: where call lines go."""
+        self._load = load
+        self._clock = clock
+        self._random = random.SystemRandom()
+        self._owner = secrets.token_hex(8)
+        self.house = load()
+        self._call_log = CallLog(log, clock=clock) if log is not None else None
+        self.instruments = Metrics(
+            self._accounts_for_scrape,
+            version=__version__,
+            max_accounts=self.house.metrics_max_accounts,
+            loaded_at_s=clock(),
+            waiting=lambda: self._admission.waiting,
+            in_flight=lambda: self._listener.in_flight,
+            log_lines_dropped=lambda: self._call_log.dropped if self._call_log else 0,
+        )
+        self._observers: list[Observer] = [self.instruments, *observers]
+        if self._call_log is not None:
+            self._observers.append(self._call_log)
+        self._state: Literal["starting", "serving", "draining"] = "starting"
+        self._tasks: list[asyncio.Task[None]] = []
+        self._admin: web.AppRunner | None = None
+        self._ledger: SqliteLedger | None = None
+        self.address = self.admin_address = ("", 0)
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin to serve. Raises LedgerRefusedError, LedgerDownError, OSError."""
+        self._loop = asyncio.get_running_loop()
+        ledger = SqliteLedger.open(ledger_path(self.house.ledger), clock=self._clock, sole=True)
+        self._ledger = ledger
+        self._commit = GroupCommit(ledger, on_change=self._ledger_changed)
+        self._binding = Binding(self.house.budgets)
+        self._roster = Roster(self._clock)
+        presumed = await janitor.recover(ledger, self._commit, self._emit)
+        if presumed:
+            logger.warning(
+                "%d holds of a proxy that died were settled in full; correct them with "
+                "'budget-proxy ledger adjust' where you know better",
+                presumed,
+            )
+        await self._open_budgets(self.house)
+        self._roster.learn(await ledger.accounts(), self._binding.budgets)
+        self._build()
+        await self._switchboard.connect(self.house.upstreams)
+        await self._start_admin()
+        self.address = await self._listener.start(self.house.listen, _tls(self.house))
+        self._tasks.append(
+            self._loop.create_task(
+                janitor.keep(ledger, self._commit, self._clock, self._emit), name="janitor"
+            )
+        )
+        freeze()
+        self._state = "serving"
+
+    def _build(self) -> None:
+        self._switchboard = Switchboard()
+        self._admission = Admission(
+            self._commit, self._binding, self.house.waiting, clock=self._clock, emit=self._emit
+        )
+        self._proxy = Proxy(
+            self.house,
+            binding=self._binding,
+            switchboard=self._switchboard,
+            admission=self._admission,
+            ledger=self._commit,
+            admits=self._roster,
+            owner=self._owner,
+            clock=self._clock,
+            new_id=self._new_id,
+            emit=self._emit,
+        )
+        self._listener = Listener(self._proxy.serve, self.house.limits)
+
+    async def _start_admin(self) -> None:
+        host, port = self.house.admin
+        self._admin = admin_runner(build_admin(self, hosts=self.house.hosts))
+        await self._admin.setup()
+        site = web.TCPSite(self._admin, host, port)
+        await site.start()
+        self.admin_address = self._admin.addresses[0][:2]
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Finish what is under way, for as long as the policy's grace period, and stop."""
+        self._state = "draining"
+        if self._ledger is not None and hasattr(self, "_proxy"):
+            self._proxy.draining = True
+            await self._listener.stop(self.house.limits.grace_s if grace_s is None else grace_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LAND_S):
+                    await self._commit.settled()
+            await self._switchboard.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._admin is not None:
+            await self._admin.cleanup()
+        if self._ledger is not None:
+            await self._ledger.close()
+        if self._call_log is not None:
+            self._call_log.close(LAND_S)
+
+    def _new_id(self) -> str:
+        return make_id(self._clock(), self._random.getrandbits(80))
+
+    def _emit(self, event: Event) -> None:
+        for observer in self._observers:
+            observer(event)
+
+    def _ledger_changed(self, up: bool, why: str) -> None:
+        if up:
+            logger.warning("the ledger is writable again")
+        else:
+            logger.error("the ledger cannot be written, calls are refused: %s", why)
+        self._emit(LedgerChanged(up, why))
+
+    # -- the policy ------------------------------------------------------------------------------
+
+    async def reload(self) -> list[str]:
+        """Put the policy file in force as it is now; its mistakes where it stays out."""
+        try:
+            house = self._load()
+            self._check_reloadable(house)
+            await self._open_budgets(house)
+        except PolicyError as error:
+            return self._reload_refused([str(mistake) for mistake in error.mistakes])
+        except (CannotReloadError, LedgerDownError, OSError) as error:
+            return self._reload_refused([str(error)])
+        self.house = house
+        self._binding = Binding(house.budgets)
+        await self._switchboard.connect(house.upstreams)
+        self._proxy.reload(house, self._binding, self._roster)
+        self._admission.reload(self._binding, house.waiting)
+        self._emit(PolicyReloaded(ok=True, at_s=self._clock()))
+        logger.warning("the policy was reloaded")
+        return []
+
+    def _reload_refused(self, mistakes: list[str]) -> list[str]:
+        for mistake in mistakes:
+            logger.error("the policy was not reloaded: %s", mistake)
+        self._emit(PolicyReloaded(ok=False, at_s=self._clock(), why="; ".join(mistakes)[:1000]))
+        return mistakes
+
+    def _check_reloadable(self, house: House) -> None:
+        for name in ("listen", "admin", "ledger", "tls", "limits", "admin_token"):
+            if getattr(house, name) != getattr(self.house, name):
+                raise CannotReloadError(f"{name}: cannot change while serving; restart for that")
+
+    async def _open_budgets(self, house: House) -> None:
+        """Book what new, renamed and re-cut budgets begin with. Raises LedgerDownError."""
+        ledger = self._open_ledger
+        fresh = opening.needing(house.budgets, await ledger.budgets())
+        if fresh:
+            now_s = self._clock()
+            entries = await ledger.entries(opening.since_s(fresh, now_s))
+            accounts = await ledger.accounts()
+            for begun in opening.openings(fresh, entries, accounts, now_s):
+                logger.warning("%s", begun.note)
+                for correction in begun.corrections:
+                    await self._commit.commit(correction)
+        await ledger.remember_budgets(
+            BudgetRow(budget.name, budget.shape) for budget in house.budgets
+        )
+
+    # -- what the admin application asks ---------------------------------------------------------
+
+    @property
+    def state(self) -> Literal["starting", "serving", "draining"]:
+        """Where the proxy is in its life."""
+        return self._state
+
+    @property
+    def _open_ledger(self) -> SqliteLedger:
+        assert self._ledger is not None, "the app has been started"
+        return self._ledger
+
+    async def accounts(self) -> AccountsView:
+        """Every open account."""
+        rows = await self._open_ledger.accounts()
+        return await asyncio.to_thread(open_accounts, rows, self.house, self._clock())
+
+    def _accounts_for_scrape(self) -> AccountsView:
+        future = asyncio.run_coroutine_threadsafe(self.accounts(), self._loop)
+        try:
+            return future.result(SCRAPE_LEDGER_S)
+        finally:
+            future.cancel()
+
+    async def adjust(
+        self, budget: str, payer: str, amount_text: str, reason: str, who: str
+    ) -> AccountView:
+        """Add an amount to what an account has spent. Raises ValueError, LedgerDownError."""
+        correction = correction_for(
+            self.house, budget, payer, amount_text, reason, who, self._new_id()
+        )
+        outcome = await self._commit.commit(correction)
+        assert isinstance(outcome, Adjusted), "a correction is answered with its account"
+        self._admission.changed()
+        return next(
+            view
+            for view in open_accounts([outcome.account], self.house, self._clock())
+            if (view.budget, view.payer) == (budget, payer)
+        )
+
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        """A scrape. Blocks: never on the loop."""
+        return self.instruments.render(accept)
+
+
+def correction_for(
+    house: House, budget: str, payer: str, amount_text: str, reason: str, who: str, call_id: str
+) -> Adjust:
+    """A person's correction of an account. Raises ValueError for what cannot be meant."""
+    found = next((known for known in house.budgets if known.name == budget), None)
+    if found is None:
+        names = ", ".join(known.name for known in house.budgets)
+        raise ValueError(f"there is no budget {budget!r}; the policy has {names}")
+    if found.span.per == "request":
+        raise ValueError(f"budget {budget!r} is per request and keeps no account")
+    amount, unit = parse_amount(amount_text)
+    if unit != found.unit:
+        raise ValueError(f"budget {budget!r} is in {found.unit}, not in {unit}")
+    return Adjust(
+        id=call_id,
+        budget=budget,
+        payer=payer,
+        unit=unit,
+        span=found.span,
+        limit=found.limit_for(payer),
+        amount=amount,
+        about=about_correction(who, reason),
+    )
+
+
+def with_ledger(house: House, path: Path) -> House:
+    """The same house with its ledger elsewhere."""
+    return replace(house, ledger=f"{SQLITE}{path}")
+
+
+def _tls(house: House) -> ssl.SSLContext | None:
+    if house.tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(house.tls.cert, house.tls.key)
+    return context
+
+
+def freeze() -> None:
+    """What was built at start lives as long as the process: keep the collector from walking it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD, 20, 100)

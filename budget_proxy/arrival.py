@@ -1,0 +1,150 @@
+"""What an incoming request must look like, which upstream it is for, and what it says of itself.
+
+Pure: a call's first lines and bytes go in; a value or a refusal comes out.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+
+from budget_proxy.call import Call
+from budget_proxy.core import headers as header_rules
+from budget_proxy.core.estimate import decode_body
+from budget_proxy.core.house import House, Upstream
+from budget_proxy.core.refusal import Reason, RefusedError, refuse
+from budget_proxy.core.target import Target, check_host
+from budget_proxy.core.tariff import Document, Rate, Route
+
+MAX_PREFER_S = 86_400
+FREE_ROUTE = Route(name="(unmatched)", methods=frozenset(), template="/**", free=True)
+
+
+def check_form(call: Call, house: House) -> str:
+    """The host the request is for. Raises RefusedError for what cannot be forwarded faithfully."""
+    if call.method == "CONNECT":
+        raise refuse(
+            Reason.METHOD,
+            "budget-proxy is a reverse proxy: do not set it as HTTP_PROXY or HTTPS_PROXY; point "
+            "the SDK's base URL at it, as in http://HOST:8080/openai/v1.",
+        )
+    if call.version not in ((1, 0), (1, 1)):
+        raise refuse(Reason.VERSION, "Speak HTTP/1.1.")
+    header_rules.check(call.headers)
+    header_rules.named_by_connection(call.headers)
+    expect = header_rules.first(call.headers, b"expect")
+    if expect is not None and expect.lower() != b"100-continue":
+        raise refuse(Reason.EXPECTATION, "Only Expect: 100-continue is understood.")
+    if header_rules.first(call.headers, b"upgrade") is not None:
+        upgrade = header_rules.first(call.headers, b"upgrade") or b""
+        if upgrade.lower() == b"websocket":
+            raise refuse(Reason.NOT_IMPLEMENTED, "WebSockets are not proxied.")
+    coding = header_rules.first(call.headers, b"transfer-encoding")
+    if coding is not None and (coding.lower() != b"chunked" or call.version == (1, 0)):
+        raise refuse(Reason.NOT_IMPLEMENTED, "Only Transfer-Encoding: chunked is understood.")
+    host = header_rules.first(call.headers, b"host")
+    if host is None and call.version == (1, 0) and not house.hosts:
+        return ""
+    return check_host((host or b"").decode("latin-1"), house.hosts)
+
+
+def find_upstream(house: House, host: str, target: Target) -> tuple[Upstream, Target]:
+    """The upstream a request is for, and its target there. Raises RefusedError (404)."""
+    best: Upstream | None = None
+    for upstream in house.upstreams.values():
+        if upstream.host is not None and upstream.host != host:
+            continue
+        under = target.path == upstream.mount or target.path.startswith(
+            upstream.mount.rstrip("/") + "/"
+        )
+        if under and (best is None or _rank(upstream) > _rank(best)):
+            best = upstream
+    if best is None:
+        known = ", ".join(sorted(upstream.mount for upstream in house.upstreams.values()))
+        raise refuse(Reason.NO_UPSTREAM, f"Upstreams are served under {known}.")
+    inner = target.path[len(best.mount.rstrip("/")) :] or "/"
+    return best, Target(inner, target.query)
+
+
+def _rank(upstream: Upstream) -> tuple[bool, int]:
+    return upstream.host is not None, len(upstream.mount)
+
+
+def unmatched(upstream: Upstream, method: str, target: Target) -> Route:
+    if upstream.on_unmatched == "refuse":
+        raise refuse(
+            Reason.NO_TARIFF,
+            f"No tariff of upstream {upstream.name!r} covers {method} {target.path[:200]}; "
+            "add a route to its tariff, or set on_unmatched.",
+        )
+    if upstream.on_unmatched == "pass":
+        return replace(FREE_ROUTE, currency=upstream.currency)
+    rates = {"requests": Rate(upstream.on_unmatched)}
+    return replace(FREE_ROUTE, free=False, rates=rates, currency=upstream.currency)
+
+
+def decoded(document: Document, body: bytes, route: Route, limit: int) -> Document:
+    """The document with its JSON, for a body that decides the price. Raises RefusedError (400)."""
+    if not body:
+        return document
+    coding = document.headers.get("content-encoding", "identity").strip().lower()
+    plain = body if coding == "identity" else _inflate(body, coding, limit)
+    return replace(document, json=decode_body(plain, route), body_bytes=len(plain))
+
+
+def _inflate(body: bytes, coding: str, limit: int) -> bytes:
+    bits = {"gzip": 31, "x-gzip": 31, "deflate": 47}.get(coding)
+    if bits is None:
+        raise refuse(
+            Reason.BAD_REQUEST,
+            "The body's Content-Encoding cannot be read to price it; send gzip, deflate or none.",
+        )
+    inflate = zlib.decompressobj(bits)
+    try:
+        plain = inflate.decompress(body, limit)
+    except zlib.error:
+        raise refuse(Reason.BAD_REQUEST, f"The body is not {coding} as it says.") from None
+    if inflate.unconsumed_tail or not inflate.eof:
+        if inflate.unconsumed_tail:
+            raise too_large(limit)
+        raise refuse(Reason.BAD_REQUEST, f"The body's {coding} ends too early.")
+    return plain
+
+
+def too_large(limit: int) -> RefusedError:
+    return refuse(
+        Reason.BODY_TOO_LARGE, f"The request body is above {limit} bytes (limits: max_body)."
+    )
+
+
+def declared_length(call: Call) -> int | None:
+    value = header_rules.first(call.headers, b"content-length")
+    return int(value) if value is not None and value.isdigit() else None
+
+
+def answer_length(method: str, status: int, headers: dict[str, str]) -> int | None:
+    """How many body bytes an answer will have; None where only its end tells."""
+    if method == "HEAD" or status in (204, 304):
+        return None
+    value = headers.get("content-length", "")
+    return int(value) if value.isdigit() else None
+
+
+def patience(call: Call) -> float | None:
+    """What `Prefer: wait=N` (RFC 7240 §4.3) says, in seconds."""
+    value = header_rules.first(call.headers, b"prefer")
+    if value is None:
+        return None
+    for piece in value.decode("latin-1").split(","):
+        name, _, number = piece.strip().partition("=")
+        if name.strip().lower() == "wait" and number.strip().isdigit():
+            return float(min(int(number.strip()[:9]), MAX_PREFER_S))
+    return None
+
+
+def marks(call: Call) -> tuple[str, int]:
+    """The trace the call belongs to, and which attempt its SDK says it is (0 is the first)."""
+    trace = header_rules.first(call.headers, b"traceparent") or b""
+    retry = header_rules.first(call.headers, b"x-stainless-retry-count") or b"0"
+    attempt = int(retry[:4]) if retry.isdigit() else 0
+    return trace.decode("latin-1")[:64], attempt

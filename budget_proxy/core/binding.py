@@ -1,0 +1,97 @@
+"""Which budgets a call touches, and who pays in each: facts in, legs out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from budget_proxy.core.book import Leg
+from budget_proxy.core.budget import (
+    EVERYONE,
+    MAX_PAYER_LENGTH,
+    SHARED_PAYER,
+    Budget,
+    Facts,
+    PayerPart,
+)
+from budget_proxy.core.refusal import Reason, refuse
+from budget_proxy.core.tariff import Document, json_place
+
+MAX_CACHED = 10_000
+Roster = Callable[[Budget, str], bool]
+"""Whether a payer that a caller named may (still) be a payer of a budget."""
+
+
+class Binding:
+    """The budgets of a policy, remembered per kind of call."""
+
+    def __init__(self, budgets: tuple[Budget, ...]) -> None:
+        self.budgets: Mapping[str, Budget] = {budget.name: budget for budget in budgets}
+        self._by_facts: dict[tuple[str, str, str, str], tuple[Budget, ...]] = {}
+
+    def of(self, facts: Facts) -> tuple[Budget, ...]:
+        """The budgets that bind a call, in the policy's order."""
+        key = (facts.upstream, facts.service, facts.route, facts.model)
+        found = self._by_facts.get(key)
+        if found is None:
+            if len(self._by_facts) >= MAX_CACHED:
+                self._by_facts.clear()
+            found = tuple(budget for budget in self.budgets.values() if budget.binds(facts))
+            self._by_facts[key] = found
+        return found
+
+    def legs(
+        self,
+        facts: Facts,
+        document: Document,
+        amounts: Mapping[str, int],
+        admits: Roster,
+    ) -> tuple[Leg, ...]:
+        """What a call asks of each budget. A budget in a unit that the call has none of is not
+        touched. Raises RefusedError (403) where a budget insists on a payer that is not named.
+        """
+        legs = []
+        for budget in self.of(facts):
+            amount = amounts.get(budget.unit)
+            if not amount:
+                continue
+            payer = payer_of(budget, facts, document, admits)
+            if payer is None:
+                continue
+            enforced = budget.on_shortfall != "report"
+            limit = budget.limit_for(payer)
+            legs.append(Leg(budget.name, payer, budget.unit, budget.span, limit, amount, enforced))
+        return tuple(legs)
+
+
+def payer_of(budget: Budget, facts: Facts, document: Document, admits: Roster) -> str | None:
+    """The payer; None where the budget does not touch a call that names none."""
+    if not budget.for_each:
+        return EVERYONE
+    parts = [_part(part, facts, document) for part in budget.for_each]
+    named = [part for part in parts if part]
+    payer = "|".join(named) if len(named) == len(parts) else ""
+    if payer and (not budget.caller_names_payer or admits(budget, payer)):
+        return payer
+    if budget.missing == "skip":
+        return None
+    if budget.missing == "share":
+        return SHARED_PAYER
+    wanted = ", ".join(map(str, budget.for_each))
+    problem = "as many payers as it may have" if payer else "no payer from this call"
+    raise refuse(
+        Reason.NO_PAYER,
+        f"Budget {budget.name!r} is kept for each {wanted} and has {problem}.",
+    )
+
+
+def _part(part: PayerPart, facts: Facts, document: Document) -> str | None:
+    if part.kind == "fact":
+        return facts.get(part.name)
+    value: str | None
+    if part.kind == "header":
+        value = document.headers.get(part.name.lower())
+    else:
+        value = json_place(part.name).text(document)
+    if value is None or len(value) > MAX_PAYER_LENGTH or not value.isprintable():
+        return None
+    return value.strip() or None

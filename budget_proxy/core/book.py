@@ -1,0 +1,449 @@
+"""The book: what each operation does to accounts, holds and entries. The only place that decides.
+
+A store locks, loads the `Page` that a batch touches, lets `apply` turn it, and saves it. Rules:
+
+- a hold is taken in all its accounts or in none, and only if in every enforcing account
+  spent + held + amount stays within the limit then in force;
+- a hold ends once: settled, released or presumed. A second attempt is answered, not applied;
+- settling posts the actual whatever it is: above the hold it is an overrun, recorded in full;
+- a presumed hold (crash, deadline) may be corrected once, when the truth arrives late;
+- every operation carries the id that makes repeating it harmless.
+
+Windows are looked up here, with the ledger's clock, inside the store's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from budget_proxy.core.events import Overrun
+from budget_proxy.core.money import saturated
+from budget_proxy.core.refusal import Shortfall
+from budget_proxy.core.window import REQUEST, Span, Window
+
+
+class Key(NamedTuple):
+    """An account: one budget, one payer, one window, and nothing else."""
+
+    budget: str
+    payer: str
+    window: str
+
+
+class AccountState(NamedTuple):
+    """An account as readers see it. Amounts in steps of `unit`."""
+
+    budget: str
+    payer: str
+    unit: str
+    window: str
+    start_s: int
+    end_s: int | None
+    limit: int
+    spent: int
+    held: int
+
+
+@dataclass(slots=True)
+class Account:
+    """An account while a page is open."""
+
+    key: Key
+    unit: str
+    start_s: int
+    end_s: int | None
+    limit: int
+    spent: int = 0
+    held: int = 0
+
+    def state(self) -> AccountState:
+        """A frozen copy."""
+        budget, payer, window = self.key
+        return AccountState(
+            budget,
+            payer,
+            self.unit,
+            window,
+            self.start_s,
+            self.end_s,
+            self.limit,
+            self.spent,
+            self.held,
+        )
+
+
+class Leg(NamedTuple):
+    """What one call asks of one budget."""
+
+    budget: str
+    payer: str
+    unit: str
+    span: Span
+    limit: int
+    amount: int
+    enforced: bool = True
+    """False: report mode; counted, never in the way."""
+
+
+class HeldLeg(NamedTuple):
+    """What one open hold keeps in one account."""
+
+    budget: str
+    payer: str
+    window: str
+    unit: str
+    amount: int
+
+    @property
+    def key(self) -> Key:
+        """The account it is kept in."""
+        return Key(self.budget, self.payer, self.window)
+
+
+class OpenHold(NamedTuple):
+    """A hold that has not ended."""
+
+    id: str
+    owner: str
+    at_s: float
+    deadline_s: float
+    legs: tuple[HeldLeg, ...]
+    about: bytes
+    """JSON: who, upstream, route, model, estimate; copied into the entry."""
+
+
+EntryKind = Literal["settled", "released", "presumed", "corrected", "adjusted"]
+
+
+class EntryLeg(NamedTuple):
+    """What an entry did to one account: `held` came back, `amount` was spent."""
+
+    budget: str
+    payer: str
+    window: str
+    unit: str
+    held: int
+    amount: int
+
+
+class Entry(NamedTuple):
+    """One line of the audit trail; never changed, but for `presumed` → `corrected`."""
+
+    id: str
+    at_s: float
+    kind: EntryKind
+    rule: str
+    legs: tuple[EntryLeg, ...]
+    about: bytes
+    result: bytes
+    """JSON: quantities, cost, status; empty where nothing is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Set amounts aside for a call. `lifetime_s`: after it the hold is presumed spent."""
+
+    id: str
+    owner: str
+    legs: tuple[Leg, ...]
+    lifetime_s: float
+    about: bytes = b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """End a hold at the actual amounts by unit; a unit that is missing settles at its hold."""
+
+    id: str
+    amounts: Mapping[str, int]
+    rule: str
+    result: bytes = b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """End a hold at nothing: the call was surely not sent, or surely is not billed."""
+
+    id: str
+    rule: str
+    result: bytes = b"{}"
+
+
+@dataclass(frozen=True, slots=True)
+class Presume:
+    """End a hold at its full amount because nobody else did."""
+
+    id: str
+    why: Literal["owner_dead", "deadline"]
+
+
+@dataclass(frozen=True, slots=True)
+class Adjust:
+    """A person's correction of one account: `amount` is added to what is spent."""
+
+    id: str
+    budget: str
+    payer: str
+    unit: str
+    span: Span
+    limit: int
+    amount: int
+    about: bytes
+    """JSON: who and why."""
+
+
+Operation = Hold | Settle | Release | Presume | Adjust
+
+
+class Held(NamedTuple):
+    """The hold stands. `reported`: report-mode budgets it does not fit."""
+
+    id: str
+    reported: tuple[Shortfall, ...] = ()
+
+
+class Short(NamedTuple):
+    """The hold was not taken; every account that is too small, the hardest reason first."""
+
+    shortfalls: tuple[Shortfall, ...]
+
+
+class Ended(NamedTuple):
+    """The hold ended now."""
+
+    kind: EntryKind
+    overruns: tuple[Overrun, ...] = ()
+
+
+class AlreadyEnded(NamedTuple):
+    """The hold had ended before, this way; nothing was changed."""
+
+    kind: EntryKind
+
+
+class NoSuchHold(NamedTuple):
+    """No hold of that id was ever taken, or its entry is past its retention."""
+
+    id: str
+
+
+class Adjusted(NamedTuple):
+    """The account after a correction."""
+
+    account: AccountState
+
+
+Outcome = Held | Short | Ended | AlreadyEnded | NoSuchHold | Adjusted
+
+
+@dataclass(slots=True)
+class Page:
+    """The part of the ledger a batch touches, and what the batch did to it."""
+
+    accounts: dict[Key, Account] = field(default_factory=dict)
+    holds: dict[str, OpenHold] = field(default_factory=dict)
+    ended: dict[str, Entry] = field(default_factory=dict)
+    touched: set[Key] = field(default_factory=set)
+    opened: dict[str, OpenHold] = field(default_factory=dict)
+    closed: set[str] = field(default_factory=set)
+    written: dict[str, Entry] = field(default_factory=dict)
+
+
+def keys_of(operation: Operation, holds: Mapping[str, OpenHold], now_s: float) -> Iterable[Key]:
+    """The accounts an operation needs on the page, once the holds it names are there."""
+    if isinstance(operation, Hold):
+        for leg in operation.legs:
+            if leg.span.per != "request":
+                yield Key(leg.budget, leg.payer, leg.span.at(now_s).key)
+    elif isinstance(operation, Adjust):
+        yield Key(operation.budget, operation.payer, operation.span.at(now_s).key)
+    elif (hold := holds.get(operation.id)) is not None:
+        for held in hold.legs:
+            yield held.key
+
+
+def late_keys(operation: Operation, ended: Mapping[str, Entry]) -> Iterable[Key]:
+    """The accounts needed to correct a presumed entry with a late settlement."""
+    if isinstance(operation, Settle | Release):
+        entry = ended.get(operation.id)
+        if entry is not None and entry.kind == "presumed":
+            for leg in entry.legs:
+                yield Key(leg.budget, leg.payer, leg.window)
+
+
+def apply(operation: Operation, page: Page, now_s: float) -> Outcome:
+    """Carry out one operation on the page and say what came of it."""
+    if isinstance(operation, Hold):
+        return _hold(operation, page, now_s)
+    if isinstance(operation, Settle):
+        return _end(operation.id, page, now_s, "settled", operation.rule, operation)
+    if isinstance(operation, Release):
+        return _end(operation.id, page, now_s, "released", operation.rule, operation)
+    if isinstance(operation, Presume):
+        return _end(operation.id, page, now_s, "presumed", operation.why, operation)
+    return _adjust(operation, page, now_s)
+
+
+def _hold(operation: Hold, page: Page, now_s: float) -> Outcome:
+    if operation.id in page.holds:
+        return Held(operation.id)
+    if operation.id in page.ended:
+        return AlreadyEnded(page.ended[operation.id].kind)
+    accounts = [_account(leg, page, now_s) for leg in operation.legs]
+    shortfalls = [
+        shortfall
+        for leg, account in zip(operation.legs, accounts, strict=True)
+        if (shortfall := _shortfall(leg, account)) is not None
+    ]
+    refused = [shortfall for shortfall in shortfalls if shortfall.enforced]
+    if refused:
+        return Short(tuple(sorted(refused, key=_hardness)))
+    held = []
+    for leg, account in zip(operation.legs, accounts, strict=True):
+        if account.key.window == REQUEST.key:
+            continue
+        account.held = saturated(account.held + leg.amount)
+        page.accounts[account.key] = account
+        page.touched.add(account.key)
+        held.append(HeldLeg(*account.key, leg.unit, leg.amount))
+    deadline_s = now_s + operation.lifetime_s
+    hold = OpenHold(operation.id, operation.owner, now_s, deadline_s, tuple(held), operation.about)
+    page.holds[hold.id] = page.opened[hold.id] = hold
+    return Held(hold.id, tuple(shortfalls))
+
+
+def _account(leg: Leg, page: Page, now_s: float) -> Account:
+    """The leg's account on the page with the limit now in force; a new one is only proposed."""
+    window = leg.span.at(now_s)
+    account = page.accounts.get(Key(leg.budget, leg.payer, window.key))
+    if account is None:
+        return _new_account(leg.budget, leg.payer, leg.unit, window, leg.limit)
+    account.limit = leg.limit
+    return account
+
+
+def _new_account(budget: str, payer: str, unit: str, window: Window, limit: int) -> Account:
+    return Account(Key(budget, payer, window.key), unit, window.start_s, window.end_s, limit)
+
+
+_HARDNESS = {"too_large": 0, "spent": 1, "held": 2}
+
+
+def _hardness(shortfall: Shortfall) -> int:
+    return _HARDNESS[shortfall.kind]
+
+
+def _shortfall(leg: Leg, account: Account) -> Shortfall | None:
+    if account.spent + account.held + leg.amount <= leg.limit:
+        return None
+    kind: Literal["too_large", "spent", "held"] = "held"
+    if leg.amount > leg.limit:
+        kind = "too_large"
+    elif account.spent + leg.amount > leg.limit:
+        kind = "spent"
+    return Shortfall(
+        budget=leg.budget,
+        payer=leg.payer,
+        unit=leg.unit,
+        limit=leg.limit,
+        spent=account.spent,
+        held=account.held,
+        amount=leg.amount,
+        kind=kind,
+        window=account.key.window,
+        resets_at_s=account.end_s,
+        enforced=leg.enforced,
+    )
+
+
+def _end(
+    hold_id: str,
+    page: Page,
+    now_s: float,
+    kind: EntryKind,
+    rule: str,
+    operation: Settle | Release | Presume,
+) -> Outcome:
+    hold = page.holds.get(hold_id)
+    if hold is None:
+        return _end_again(hold_id, page, now_s, rule, operation)
+    legs: list[EntryLeg] = []
+    overruns: list[Overrun] = []
+    for leg in hold.legs:
+        actual = _actual(leg.unit, leg.amount, operation)
+        account = page.accounts[leg.key]
+        account.held -= leg.amount
+        account.spent = saturated(account.spent + actual)
+        page.touched.add(leg.key)
+        legs.append(EntryLeg(*leg.key, leg.unit, leg.amount, actual))
+        if actual > leg.amount:
+            overruns.append(Overrun(leg.budget, leg.payer, leg.unit, actual - leg.amount))
+    del page.holds[hold_id]
+    if page.opened.pop(hold_id, None) is None:
+        page.closed.add(hold_id)
+    result = b"{}" if isinstance(operation, Presume) else operation.result
+    _write(Entry(hold_id, now_s, kind, rule, tuple(legs), hold.about, result), page)
+    return Ended(kind, tuple(overruns))
+
+
+def _actual(unit: str, held: int, operation: Settle | Release | Presume) -> int:
+    if isinstance(operation, Presume):
+        return held
+    if isinstance(operation, Release):
+        return 0
+    return operation.amounts.get(unit, held)
+
+
+def _end_again(
+    hold_id: str, page: Page, now_s: float, rule: str, operation: Settle | Release | Presume
+) -> Outcome:
+    """The hold is not open: a presumed one takes the late truth once, anything else stands."""
+    entry = page.ended.get(hold_id)
+    if entry is None:
+        return NoSuchHold(hold_id)
+    if entry.kind != "presumed" or isinstance(operation, Presume):
+        return AlreadyEnded(entry.kind)
+    legs: list[EntryLeg] = []
+    overruns: list[Overrun] = []
+    for leg in entry.legs:
+        actual = _actual(leg.unit, leg.held, operation)
+        key = Key(leg.budget, leg.payer, leg.window)
+        account = page.accounts.get(key)
+        if account is not None:
+            account.spent = saturated(account.spent + actual - leg.amount)
+            page.touched.add(key)
+        legs.append(leg._replace(amount=actual))
+        if actual > leg.held:
+            overruns.append(Overrun(leg.budget, leg.payer, leg.unit, actual - leg.held))
+    corrected = entry._replace(
+        at_s=now_s, kind="corrected", rule=rule, legs=tuple(legs), result=operation.result
+    )
+    _write(corrected, page)
+    return Ended("corrected", tuple(overruns))
+
+
+def _adjust(operation: Adjust, page: Page, now_s: float) -> Outcome:
+    window = operation.span.at(now_s)
+    key = Key(operation.budget, operation.payer, window.key)
+    account = page.accounts.get(key)
+    if account is None:
+        account = _new_account(
+            operation.budget, operation.payer, operation.unit, window, operation.limit
+        )
+        page.accounts[key] = account
+    if operation.id in page.ended:
+        return Adjusted(account.state())
+    # A correction never makes an account owe less than nothing: the entry says what was applied.
+    amount = max(operation.amount, -account.spent)
+    account.spent = saturated(account.spent + amount)
+    account.limit = operation.limit
+    page.touched.add(key)
+    leg = EntryLeg(*key, operation.unit, 0, amount)
+    _write(Entry(operation.id, now_s, "adjusted", "person", (leg,), operation.about, b"{}"), page)
+    return Adjusted(account.state())
+
+
+def _write(entry: Entry, page: Page) -> None:
+    page.ended[entry.id] = page.written[entry.id] = entry

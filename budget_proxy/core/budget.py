@@ -1,0 +1,115 @@
+"""Budgets: a limit on a unit over a span, and whom it binds.
+
+Pure data and matching. What a budget does with a call that does not fit is decided in
+`admission`; what an account holds is in `book`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import translate
+from functools import lru_cache
+from typing import Literal
+
+from budget_proxy.core.window import Span
+
+OnShortfall = Literal["refuse", "wait", "report"]
+Missing = Literal["refuse", "skip", "share"]
+Opening = Literal["history", "zero"]
+SHARED_PAYER = "(shared)"
+"""The payer of callers who name none, or one too many, under `missing: share`."""
+EVERYONE = "(all)"
+"""The payer of a budget that has no `for_each`."""
+MAX_PAYER_LENGTH = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What conditions are matched against: all that is known of a call before its cost."""
+
+    upstream: str
+    service: str
+    route: str
+    model: str
+    labels: Mapping[str, str]
+
+    def get(self, key: str) -> str | None:
+        """The value of one key; None where the service does not have that label."""
+        if key in FACT_KEYS:
+            value: str = getattr(self, key)
+            return value
+        return self.labels.get(key)
+
+
+FACT_KEYS = ("upstream", "service", "route", "model")
+
+
+@lru_cache(maxsize=4096)
+def _glob(pattern: str) -> re.Pattern[str]:
+    return re.compile(translate(pattern))
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """One line of `when`: the key's value matches one of the globs (or, negated, none)."""
+
+    key: str
+    globs: tuple[str, ...]
+    negate: bool = False
+
+    def holds(self, facts: Facts) -> bool:
+        """Whether the call meets this condition; a missing label matches nothing."""
+        value = facts.get(self.key)
+        hit = value is not None and any(_glob(glob).match(value) for glob in self.globs)
+        return hit != self.negate
+
+
+@dataclass(frozen=True, slots=True)
+class PayerPart:
+    """One part of `for_each`: a fact or label, or what the caller sets (`header`, `json`)."""
+
+    kind: Literal["fact", "header", "json"]
+    name: str
+
+    def __str__(self) -> str:
+        return self.name if self.kind == "fact" else f"{self.kind}:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A limit, in steps of its unit, over a span, for each payer."""
+
+    name: str
+    limit: int
+    unit: str
+    span: Span
+    when: tuple[Condition, ...] = ()
+    for_each: tuple[PayerPart, ...] = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
+    on_shortfall: OnShortfall = "refuse"
+    max_wait_s: float = 0.0
+    missing: Missing = "refuse"
+    max_payers: int | None = None
+    was: str | None = None
+    opening: Opening = "history"
+
+    def binds(self, facts: Facts) -> bool:
+        """Whether this budget pays for such a call."""
+        return all(condition.holds(facts) for condition in self.when)
+
+    def limit_for(self, payer: str) -> int:
+        """The limit of one payer, in steps."""
+        return self.limits.get(payer, self.limit)
+
+    @property
+    def caller_names_payer(self) -> bool:
+        """Whether the payer is something the caller sets, and so is not trusted."""
+        return any(part.kind != "fact" for part in self.for_each)
+
+    @property
+    def shape(self) -> str:
+        """What makes two budgets of one name different cuts of the money."""
+        parts = ",".join(map(str, self.for_each))
+        return f"{self.unit}|{self.span}|{parts}"

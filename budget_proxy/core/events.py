@@ -1,0 +1,133 @@
+"""What happened, as frozen facts. Metrics, the log and tests read them; nobody answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from budget_proxy.core.refusal import Shortfall
+
+Outcome = Literal["served", "refused", "upstream_error", "aborted", "hung_up", "rejected"]
+"""served: the upstream's answer was delivered. refused: a budget, a missing price or the ledger
+said no. rejected: the request was not acceptable (authentication, form, size). upstream_error: no
+usable answer. aborted: the answer was cut short. hung_up: the caller left first."""
+Stage = Literal["price", "hold", "wait", "first_byte", "total"]
+
+
+@dataclass(frozen=True, slots=True)
+class CallEnded:
+    """One request, arrival to the end of its answer. Durations in seconds, amounts in steps."""
+
+    at_s: float
+    request_id: str
+    method: str
+    path: str
+    """Without the query, which can carry keys."""
+    upstream: str
+    service: str
+    labels: Mapping[str, str]
+    route: str
+    model: str
+    status: int
+    outcome: Outcome
+    reason: str
+    """The refusal's reason, or the kind of upstream error; empty if neither."""
+    budget: str
+    """The budget that refused; empty if none."""
+    rule: str
+    """By which rule the call was priced: see `settlement.Rule`; empty if nothing was held."""
+    currency: str
+    held: int
+    """The ceiling, in nanos of the currency."""
+    cost: int
+    """What it was settled to, in nanos of the currency."""
+    estimated: Mapping[str, int]
+    quantities: Mapping[str, int]
+    stages: Mapping[Stage, float]
+    bytes_in: int
+    bytes_out: int
+    reported: tuple[Shortfall, ...] = ()
+    """Shortfalls of budgets in report mode: counted, let pass."""
+    overruns: tuple[Overrun, ...] = ()
+    traceparent: str = ""
+    retry: int = 0
+    """What the SDK says of itself: the number of this attempt, 0 for the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overrun:
+    """An actual above its hold in one account, by this many steps."""
+
+    budget: str
+    payer: str
+    unit: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class HoldPresumed:
+    """A hold that nobody ended was settled at its full amount (crash, deadline)."""
+
+    hold_id: str
+    upstream: str
+    why: Literal["owner_dead", "deadline"]
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamFailed:
+    """An upstream gave no usable answer, or cut one short."""
+
+    upstream: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
+class WaitEnded:
+    """A request left the waiting line."""
+
+    budget: str
+    how: Literal["admitted", "timeout", "hung_up", "refused"]
+    waited_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LedgerChanged:
+    """The ledger became writable, or stopped being."""
+
+    up: bool
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InvariantBroken:
+    """A promise did not hold; must never happen."""
+
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyReloaded:
+    """A reload was asked for."""
+
+    ok: bool
+    at_s: float
+    why: str = field(default="")
+
+
+Event = (
+    CallEnded
+    | HoldPresumed
+    | UpstreamFailed
+    | WaitEnded
+    | LedgerChanged
+    | InvariantBroken
+    | PolicyReloaded
+)
+
+
+class Observer(Protocol):
+    """Anything that reads events. It must not raise and must not block."""
+
+    def __call__(self, event: Event, /) -> None:
+        """Take note of one event."""

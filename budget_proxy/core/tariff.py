@@ -1,0 +1,452 @@
+"""Tariffs: which requests of an API cost what, as data.
+
+A closed set of primitives, no expression language. A **route** says which requests it covers
+(`match`), which **quantities** can be read from the request (`before`, an upper bound) and from
+the answer (`after`, the truth), and the **rate** of each. Reading is pure: a Document goes in, an
+integer or None comes out.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, Literal, Protocol
+
+MAX_QUANTITY = 10**12
+"""Beyond a million million pieces a figure is a mistake or an attack, not a quantity."""
+
+Path = tuple[str, ...]
+"""Steps into a decoded JSON document; `*` is every element of a list or every member."""
+
+
+class BadQuantityError(ValueError):
+    """A quantity in a request is not one: negative, not whole, not a number, too large."""
+
+    def __init__(self, where: str, problem: str) -> None:
+        super().__init__(f"{where} {problem}")
+        self.where = where
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """What a quantity is read from: a request, or an answer (or one event of a stream)."""
+
+    json: Any = None
+    body_bytes: int = 0
+    query: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    captures: Mapping[str, str] = field(default_factory=dict)
+
+
+def walk(value: Any, path: Path) -> Iterator[Any]:
+    """Every value under a path; nothing where the path leads nowhere."""
+    if not path:
+        yield value
+        return
+    step, rest = path[0], path[1:]
+    if step == "*":
+        inner: Sequence[Any] = ()
+        if isinstance(value, list):
+            inner = value
+        elif isinstance(value, dict):
+            inner = list(value.values())
+        for item in inner:
+            yield from walk(item, rest)
+    elif isinstance(value, dict) and step in value:
+        yield from walk(value[step], rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one value stands: a JSON path, query field, header or path capture."""
+
+    kind: Literal["json", "query", "header", "path"]
+    name: str
+    steps: Path = ()
+
+    def values(self, document: Document) -> list[Any]:
+        """Every value at this place, JSON nulls left out."""
+        if self.kind == "json":
+            return [found for found in walk(document.json, self.steps) if found is not None]
+        source = {
+            "query": document.query,
+            "header": document.headers,
+            "path": document.captures,
+        }[self.kind]
+        return [source[self.name]] if self.name in source else []
+
+    def text(self, document: Document) -> str | None:
+        """The first value if it is a string, else None."""
+        found = self.values(document)
+        return found[0] if found and isinstance(found[0], str) else None
+
+    def __str__(self) -> str:
+        return self.name if self.kind == "json" else f"{self.kind} {self.name}"
+
+
+def json_place(dotted: str) -> Place:
+    """A JSON place from its dotted path."""
+    return Place("json", dotted, tuple(dotted.split(".")))
+
+
+class Source(Protocol):
+    """Where a quantity comes from."""
+
+    def read(self, document: Document) -> int | None:
+        """The figure; None where the document has none. Raises BadQuantityError."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """Always the same figure."""
+
+    value: int
+
+    def read(self, document: Document) -> int | None:  # noqa: ARG002
+        """The constant."""
+        return self.value
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """The first number found at any of the places."""
+
+    places: tuple[Place, ...]
+
+    def read(self, document: Document) -> int | None:
+        """The number, checked: whole, not negative, within MAX_QUANTITY."""
+        for place in self.places:
+            for value in place.values(document):
+                return whole(value, str(place), text_allowed=place.kind != "json")
+        return None
+
+
+def whole(value: Any, where: str, *, text_allowed: bool) -> int:
+    """A JSON value as a quantity. Raises BadQuantityError for anything but a sane whole number."""
+    if text_allowed and isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value) if len(value) <= len(str(MAX_QUANTITY)) else MAX_QUANTITY + 1
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise BadQuantityError(where, "is not a whole number")
+    if value < 0:
+        raise BadQuantityError(where, "is negative")
+    if value > MAX_QUANTITY:
+        raise BadQuantityError(where, f"is above {MAX_QUANTITY}")
+    return value
+
+
+@dataclass(frozen=True, slots=True)
+class BodyBytes:
+    """The size of the (decoded) body. An upper bound of its tokens: each covers a byte or more."""
+
+    def read(self, document: Document) -> int | None:
+        """Bytes."""
+        return document.body_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Length:
+    """The UTF-8 size of all the text under a place."""
+
+    place: Place
+
+    def read(self, document: Document) -> int | None:
+        """Bytes; None where there is nothing at the place."""
+        found = self.place.values(document)
+        return sum(_text_bytes(value) for value in found) if found else None
+
+
+def _text_bytes(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    if isinstance(value, dict):
+        return sum(_text_bytes(item) for item in value.values())
+    if isinstance(value, list):
+        return sum(_text_bytes(item) for item in value)
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many elements the list at a place has (a single value counts as one)."""
+
+    place: Place
+
+    def read(self, document: Document) -> int | None:
+        """Elements; None where there is nothing at the place."""
+        found = self.place.values(document)
+        if not found:
+            return None
+        return sum(len(value) if isinstance(value, list) else 1 for value in found)
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """Sum, product, largest, or first minus the rest. A missing part counts as 0 (1 in products);
+    where every part is missing there is no figure."""
+
+    how: Literal["sum", "product", "max", "minus"]
+    parts: tuple[Source, ...]
+
+    def read(self, document: Document) -> int | None:
+        """The combined figure, never below zero."""
+        figures = [part.read(document) for part in self.parts]
+        if all(figure is None for figure in figures) or (
+            self.how == "minus" and figures[0] is None
+        ):
+            return None
+        if self.how == "product":
+            result = 1
+            for figure in figures:
+                result *= 1 if figure is None else figure
+            return result
+        known = [figure or 0 for figure in figures]
+        if self.how == "sum":
+            return sum(known)
+        if self.how == "max":
+            return max(known)
+        return max(0, known[0] - sum(known[1:]))
+
+
+@dataclass(frozen=True, slots=True)
+class Shaped:
+    """A source with a default, a least, a most and a step to round up to."""
+
+    source: Source
+    default: int | None = None
+    least: int | None = None
+    most: int | None = None
+    step: int = 1
+
+    def read(self, document: Document) -> int | None:
+        """The shaped figure."""
+        figure = self.source.read(document)
+        if figure is None:
+            figure = self.default
+        if figure is None:
+            return None
+        figure = -(-figure // self.step) * self.step
+        if self.least is not None:
+            figure = max(figure, self.least)
+        return figure if self.most is None else min(figure, self.most)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantity:
+    """A named figure. Without `after` the request's figure is also the truth."""
+
+    name: str
+    before: Source
+    after: Source | None = None
+    optional: bool = False
+    """Whether an answer without it means 0 rather than an unknown."""
+    of: str | None = None
+    """The quantity whose pieces these may turn out to be (cached of input): the ceiling counts
+    them there, at the dearest price of all."""
+    possible: tuple[Test, ...] = ()
+    """With `of`: only a request for which one of these holds can have any; empty: every one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Test:
+    """A yes or no about a document: something at a place, perhaps (not) matching globs."""
+
+    __test__ = False  # not for pytest
+
+    place: Place
+    among: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
+    without: Place | None = None
+    """And nothing stands at this place."""
+
+    def holds(self, document: Document) -> bool:
+        """Whether any value at the place says yes; false, "" and [] count as absent."""
+        if self.without is not None and self.without.values(document):
+            return False
+        for value in self.place.values(document):
+            if value is False or value in ("", [], {}):
+                continue
+            text = value if isinstance(value, str) else ""
+            if self.among and not any(fnmatchcase(text, glob) for glob in self.among):
+                continue
+            if self.outside and any(fnmatchcase(text, glob) for glob in self.outside):
+                continue
+            return True
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Unbounded:
+    """A form of request whose cost cannot be read from it, and why."""
+
+    test: Test
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Typed content parts (`{"type": "image_url", ...}`) anywhere in a body: each is billed as at
+    most `ceiling` of a quantity, and its inline data does not count as text. `ceiling` None: no
+    bound is known."""
+
+    types: frozenset[str]
+    ceiling: int | None
+    why: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputBound:
+    """The request's own limit on output: the largest of `fields`, times the choices asked for.
+    `put` is the field the policy's `max_output` is written to where the request names none."""
+
+    fields: tuple[str, ...]
+    put: str
+    times: Source | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Streaming:
+    """How a streamed answer tells its usage: server-sent events; the figures of each quantity are
+    the last seen; they are final once `final` holds for an event."""
+
+    when: Place
+    final: Test
+    ask_usage: str | None = None
+    """The field to set to true in the request (`stream_options.include_usage`)."""
+    drop: Test | None = None
+    """The event that exists only because we asked, to be taken out again."""
+    delivered: Place | None = None
+    """Where an event carries text: counts what was delivered when a stream is cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Price of a quantity: `nanos` of the currency per `count` pieces; above a size of the
+    request's own input another price holds for all of it (`cliffs`, ascending)."""
+
+    nanos: int
+    count: int = 1
+    cliffs: tuple[tuple[int, int], ...] = ()
+
+    def nanos_at(self, input_size: int) -> int:
+        """The price in force for a request with that much input: strictly above a start."""
+        nanos = self.nanos
+        for start, dearer in self.cliffs:
+            if input_size > start:
+                nanos = dearer
+        return nanos
+
+
+Rates = Mapping[str, Rate]
+
+
+class ModelPrices(Protocol):
+    """Where the rates of a model come from (`catalogue`)."""
+
+    def rates(self, model: str, tier: str, now_s: float) -> Rates | None:
+        """The rates by quantity, or None where the model or tier is unknown."""
+
+    def max_output(self, model: str) -> int | None:
+        """The largest output the model gives, in tokens; None if unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelOverride:
+    """What a policy says of models of its own, for one glob of names."""
+
+    rates: Rates
+    max_output: int | None = None
+    """Tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One kind of request: how it is recognised, measured and priced."""
+
+    name: str
+    methods: frozenset[str]
+    """Empty: any."""
+    template: str
+    """A path; `{name}` is one segment, a last `/**` the rest."""
+    quantities: tuple[Quantity, ...] = ()
+    rates: Rates = field(default_factory=dict)
+    currency: str = "USD"
+    free: bool = False
+    tests: tuple[Test, ...] = ()
+    reads_body: bool = False
+    priced_by_model: bool = False
+    model: Place | None = None
+    tier: Place | None = None
+    answer_tier: Place | None = None
+    answer_model: tuple[Place, ...] = ()
+    guards: tuple[str, ...] = ()
+    """Dotted JSON fields that decide the price: duplicates and case variants are refused."""
+    unbounded: tuple[Unbounded, ...] = ()
+    parts: tuple[Part, ...] = ()
+    output: OutputBound | None = None
+    streaming: Streaming | None = None
+    not_billed: frozenset[int] = frozenset()
+    """Statuses the provider surely does not bill."""
+    total_of: tuple[str, ...] = ()
+    """Quantities whose sum is `tokens`."""
+    pattern: re.Pattern[str] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pattern", compile_template(self.template))
+
+    @property
+    def units(self) -> frozenset[str]:
+        """Every unit a call of this route has an amount of."""
+        named = {quantity.name for quantity in self.quantities} | {"requests"}
+        if self.total_of:
+            named.add("tokens")
+        if not self.free:
+            named.add(self.currency)
+        return frozenset(named)
+
+    def captures(self, method: str, path: str) -> dict[str, str] | None:
+        """The path's named segments if the route covers this method and path, else None."""
+        if self.methods and method not in self.methods:
+            return None
+        match = self.pattern.match(path)
+        return None if match is None else match.groupdict()
+
+
+def compile_template(template: str) -> re.Pattern[str]:
+    """`/v1/{id}/**` as a pattern over a path without its query."""
+    rest = template.endswith("/**")
+    body = template[:-3] if rest else template
+    pieces = re.split(r"\{([a-z_][a-z0-9_]*)\}", body)
+    pattern = "".join(
+        f"(?P<{piece}>[^/]+)" if index % 2 else re.escape(piece)
+        for index, piece in enumerate(pieces)
+    )
+    return re.compile(pattern + (r"(?:/.*)?\Z" if rest else r"\Z"))
+
+
+CredentialPlace = Literal["bearer", "header", "query", "basic"]
+
+
+@dataclass(frozen=True, slots=True)
+class Tariff:
+    """All the routes of one API, in the order they are tried."""
+
+    name: str
+    routes: tuple[Route, ...]
+    dialect: str = "problem"
+    credential: CredentialPlace = "bearer"
+    credential_name: str = ""
+    """The header or query field, for those two places."""
+
+    def route(
+        self, method: str, path: str, document: Document
+    ) -> tuple[Route, dict[str, str]] | None:
+        """The first route that covers a request, with its path captures."""
+        for route in self.routes:
+            captures = route.captures(method, path)
+            if captures is not None and all(test.holds(document) for test in route.tests):
+                return route, captures
+        return None

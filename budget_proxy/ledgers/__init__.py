@@ -1,0 +1,61 @@
+"""Where the book is kept: stores that lock, load and save, and the group commit in front of them.
+
+A store decides nothing: it loads the page a batch touches, lets `core.book` turn it, and saves
+it, in one transaction. Every store is held to `tests/ledgers/test_contract.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from budget_proxy.core.book import AccountState, Entry, OpenHold, Operation, Outcome
+
+Clock = Callable[[], float]
+"""Epoch seconds."""
+
+
+class LedgerDownError(Exception):
+    """The ledger cannot be read or written now; nothing of the batch was kept, or it is unknown
+    whether it was. Every operation may be repeated: its id makes that harmless."""
+
+
+class LedgerRefusedError(Exception):
+    """The ledger cannot be used at all (not ours, newer, locked by another instance): the message
+    names the remedy. Exit code 2."""
+
+
+class BudgetRow(NamedTuple):
+    """A budget as the ledger last served it, to notice new, renamed and re-cut ones."""
+
+    name: str
+    shape: str
+
+
+class Ledger(Protocol):
+    """One durable book."""
+
+    async def commit(self, batch: Sequence[Operation]) -> Sequence[Outcome]:
+        """Apply the operations in order in one durable transaction. Raises LedgerDownError."""
+
+    async def accounts(self) -> list[AccountState]:
+        """The accounts whose window is open now. Raises LedgerDownError."""
+
+    async def holds(self) -> list[OpenHold]:
+        """Every hold that has not ended. Raises LedgerDownError."""
+
+    async def entries(self, since_s: float) -> list[Entry]:
+        """The entries written since an instant, oldest first. Raises LedgerDownError."""
+
+    async def budgets(self) -> list[BudgetRow]:
+        """The budgets this ledger has served. Raises LedgerDownError."""
+
+    async def remember_budgets(self, rows: Iterable[BudgetRow]) -> None:
+        """Note the shapes now in force. Raises LedgerDownError."""
+
+    async def check(self) -> list[str]:
+        """What in the store breaks a promise; empty, or something is wrong. Raises
+        LedgerDownError."""
+
+    async def close(self) -> None:
+        """Give up every lock and handle."""

@@ -1,0 +1,498 @@
+"""The path of one request, arrival to settlement:
+
+    check ─ identify ─ match ─ estimate ─ hold ──► forward ─ meter ─ settle ─► events
+
+Decisions are pure and elsewhere (`core`); this file carries them out, in that order, and little
+else. Its one promise: a call that may have reached the upstream is settled, whatever happens.
+Forbidden here: an HTTP library's types, SQL, arithmetic on money.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from budget_proxy import arrival, credential
+from budget_proxy.admission import Admission, Request
+from budget_proxy.call import (
+    AnswerCutError,
+    BodyTimeoutError,
+    BodyTooLargeError,
+    Call,
+    CallerGoneError,
+    NoAnswerError,
+    NotSentError,
+)
+from budget_proxy.core import headers as header_rules
+from budget_proxy.core.binding import Binding, Roster
+from budget_proxy.core.book import (
+    AlreadyEnded,
+    Hold,
+    NoSuchHold,
+    Outcome,
+    Release,
+    Settle,
+)
+from budget_proxy.core.budget import Facts
+from budget_proxy.core.estimate import estimate, model_of
+from budget_proxy.core.events import (
+    Event,
+    InvariantBroken,
+    UpstreamFailed,
+)
+from budget_proxy.core.events import Outcome as CallOutcome
+from budget_proxy.core.house import House, Service, Upstream
+from budget_proxy.core.meter import Figures, Meter, meter_for
+from budget_proxy.core.refusal import MONEY_REASONS, Reason, Refusal, RefusedError, refuse
+from budget_proxy.core.settlement import Course, settle
+from budget_proxy.core.target import Target, check_separators, parse_target
+from budget_proxy.core.tariff import Document, Route
+from budget_proxy.dialects import render
+from budget_proxy.identify import identify
+from budget_proxy.ledgers import Clock
+from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.records import about_call, result_of
+from budget_proxy.trail import Order, Trail, ended
+from budget_proxy.upstream import Switchboard, UpstreamAnswer
+
+logger = logging.getLogger(__name__)
+HOLD_GRACE_S = 60.0
+"""How long after a call must be over its hold may still stand before it is presumed spent."""
+
+
+class Proxy:
+    """Serves calls under the policy in force."""
+
+    def __init__(
+        self,
+        house: House,
+        *,
+        binding: Binding,
+        switchboard: Switchboard,
+        admission: Admission,
+        ledger: GroupCommit,
+        admits: Roster,
+        owner: str,
+        clock: Clock,
+        new_id: Callable[[], str],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self._house = house
+        self._binding = binding
+        self._switchboard = switchboard
+        self._admission = admission
+        self._ledger = ledger
+        self._admits = admits
+        self._owner = owner
+        self._clock = clock
+        self._new_id = new_id
+        self._emit = emit
+        self._buffered = 0
+        self.draining = False
+
+    def reload(self, house: House, binding: Binding, admits: Roster) -> None:
+        """Serve new calls under another policy; those under way keep theirs."""
+        self._house, self._binding, self._admits = house, binding, admits
+
+    async def serve(self, call: Call) -> None:
+        """Answer one call, and settle it."""
+        loop = asyncio.get_running_loop()
+        trail = Trail(self._new_id(), loop.time(), call.method, call.target.partition("?")[0])
+        try:
+            try:
+                await self._serve(call, trail)
+            except RefusedError as refused:
+                await self._refuse(call, refused.refusal, trail)
+        except CallerGoneError:
+            trail.outcome = "hung_up"
+        except asyncio.CancelledError:
+            trail.outcome = "aborted"
+            raise
+        except Exception as error:
+            await self._broken(call, error, trail)
+        finally:
+            self._finish(call, trail, loop.time())
+
+    async def _serve(self, call: Call, trail: Trail) -> None:
+        house = self._house
+        order = await self._order(call, house, trail)
+        try:
+            await self._hold(call, order, trail)
+            await self._forward(call, order, trail)
+        finally:
+            self._buffered -= len(order.body or b"")
+
+    # -- before the hold -------------------------------------------------------------------------
+
+    async def _order(self, call: Call, house: House, trail: Trail) -> Order:
+        """Read the request as far as its price needs. Raises RefusedError, CallerGoneError."""
+        trail.traceparent, trail.retry = arrival.marks(call)
+        host = arrival.check_form(call, house)
+        target = parse_target(call.target)
+        upstream, inner = arrival.find_upstream(house, host, target)
+        trail.upstream, trail.dialect = upstream.name, upstream.dialect
+        if not upstream.allow_encoded_slash:
+            check_separators(inner.path)
+        query = inner.fields()
+        service = trail.service = identify(house, upstream, call.headers, query)
+        document = Document(query=query, headers=header_rules.by_name(call.headers))
+        route, document, body = await self._match(call, house, upstream, inner, document)
+        trail.route = route.name
+        trail.bytes_in = len(body or b"")
+        try:
+            return self._priced(upstream, service, route, inner, document, body)
+        except BaseException:
+            self._buffered -= len(body or b"")
+            raise
+
+    async def _match(
+        self, call: Call, house: House, upstream: Upstream, target: Target, document: Document
+    ) -> tuple[Route, Document, bytes | None]:
+        """The route that covers the request, and its body if that decides anything."""
+        candidates = [
+            (route, captures)
+            for route in upstream.tariff.routes
+            if (captures := route.captures(call.method, target.path)) is not None
+        ]
+        body = None
+        if any(route.reads_body for route, _ in candidates):
+            body = await self._read_body(call, house)
+            try:
+                document = arrival.decoded(document, body, candidates[0][0], house.limits.max_body)
+            except BaseException:
+                self._buffered -= len(body)
+                raise
+        for route, captures in candidates:
+            if all(test.holds(document) for test in route.tests):
+                return route, replace(document, captures=captures), body
+        self._buffered -= len(body or b"")
+        return arrival.unmatched(upstream, call.method, target), document, None
+
+    async def _read_body(self, call: Call, house: House) -> bytes:
+        """The body, within the bound of one and of all. Raises RefusedError."""
+        limit = house.limits.max_body
+        declared = arrival.declared_length(call)
+        if declared is not None and declared > limit:
+            raise arrival.too_large(limit)
+        reserved = limit if declared is None else declared
+        if not call.has_body:
+            return b""
+        if self._buffered + reserved > house.limits.max_buffered:
+            raise refuse(Reason.BUSY, "Too many request bodies are in memory; try again shortly.")
+        self._buffered += reserved
+        body = b""
+        try:
+            body = await call.read(limit)
+        except BodyTooLargeError:
+            raise arrival.too_large(limit) from None
+        except BodyTimeoutError:
+            raise refuse(Reason.BODY_TIMEOUT, "The request body came too slowly.") from None
+        finally:
+            self._buffered += len(body) - reserved
+        return body
+
+    def _priced(
+        self,
+        upstream: Upstream,
+        service: Service,
+        route: Route,
+        target: Target,
+        document: Document,
+        body: bytes | None,
+    ) -> Order:
+        compressed = "content-encoding" in document.headers
+        editable = None if compressed else body
+        priced = estimate(route, upstream, document, editable or None, self._clock())
+        model = priced.model or (model_of(route, document) if route.model and body else "")
+        facts = Facts(upstream.name, service.name, route.name, model, service.labels)
+        legs = self._binding.legs(facts, document, priced.amounts, self._admits)
+        forwarded = body if compressed or priced.body is None else priced.body
+        self._buffered += len(forwarded or b"") - len(body or b"")
+        sent = credential.in_target(upstream, target)
+        return Order(upstream, service, route, sent, priced, legs, forwarded)
+
+    # -- the hold --------------------------------------------------------------------------------
+
+    async def _hold(self, call: Call, order: Order, trail: Trail) -> None:
+        """Set the ceiling aside. Raises RefusedError, CallerGoneError."""
+        trail.order = order
+        loop = asyncio.get_running_loop()
+        priced_s = loop.time()
+        trail.stages["price"] = priced_s - trail.began_s
+        hold = Hold(
+            id=trail.call_id,
+            owner=self._owner,
+            legs=order.legs,
+            lifetime_s=order.upstream.timeouts.total_s + order.upstream.drain_s + HOLD_GRACE_S,
+            about=about_call(order.upstream, order.service, order.route, order.estimate),
+        )
+        answer, waited_s = await self._admission.admit(
+            Request(hold, order.service, arrival.patience(call), len(order.body or b""), call.gone)
+        )
+        trail.stages["hold"] = loop.time() - priced_s - waited_s
+        if waited_s:
+            trail.stages["wait"] = waited_s
+        if isinstance(answer, Refusal):
+            if call.gone:
+                raise CallerGoneError
+            raise RefusedError(answer)
+        trail.held, trail.reported = True, answer.reported
+        if call.gone:
+            self._settle(order, trail, Course(sent=False))
+            raise CallerGoneError
+
+    # -- after the hold: every way out settles ---------------------------------------------------
+
+    async def _forward(self, call: Call, order: Order, trail: Trail) -> None:
+        """Send the call, pass the answer on, settle. Raises RefusedError, CallerGoneError."""
+        upstream = order.upstream
+        loop = asyncio.get_running_loop()
+        course = Course(sent=True)
+        try:
+            async with asyncio.timeout(None) as leash:
+                stays_s = upstream.drain_s if upstream.on_disconnect == "drain" else 0.0
+                call.gone.then(lambda: leash.reschedule(loop.time() + stays_s))
+                began_s = loop.time()
+                answer = await self._send(call, order)
+                trail.stages["first_byte"] = loop.time() - began_s
+                course = replace(course, status=answer.head.status)
+                try:
+                    await self._relay(call, order, answer, trail)
+                finally:
+                    answer.close()
+        except NotSentError as error:
+            course = Course(sent=False)
+            self._failed(trail, error.kind)
+            raise refuse(
+                Reason.UPSTREAM_UNREACHABLE,
+                f"Upstream {upstream.name!r} could not be reached ({error}). "
+                "Nothing was sent and nothing is charged.",
+            ) from error
+        except NoAnswerError as error:
+            self._failed(trail, error.kind)
+            timed_out = error.kind == "timeout"
+            raise refuse(
+                Reason.UPSTREAM_TIMEOUT if timed_out else Reason.UPSTREAM_BROKEN,
+                f"Upstream {upstream.name!r} gave no usable answer ({error}). "
+                "The call may have been billed, so its hold is charged.",
+            ) from error
+        except TimeoutError:
+            course = replace(course, cut_by_us=True)
+            raise CallerGoneError from None
+        finally:
+            call.gone.then(None)
+            if trail.settlement is None:
+                self._settle(order, trail, course)
+
+    async def _send(self, call: Call, order: Order) -> UpstreamAnswer:
+        upstream = order.upstream
+        metered = any(quantity.after is not None for quantity in order.route.quantities)
+        codings = None
+        if metered:
+            codings = header_rules.readable_codings(call.headers, streamed=order.estimate.streamed)
+        headers = header_rules.to_upstream(
+            call.headers,
+            keep=credential.kept(upstream),
+            credential=credential.header(upstream),
+            codings=codings,
+        )
+        body = order.body
+        outgoing = self._switchboard.to(upstream)
+        url = upstream.url + order.target.raw
+        if body is not None or not call.has_body:
+            return await outgoing.send(call.method, url, headers, body or None)
+        length = header_rules.first(call.headers, b"content-length")
+        if length is not None:
+            headers.append((b"content-length", length))
+        return await outgoing.send(call.method, url, headers, call.chunks())
+
+    async def _relay(self, call: Call, order: Order, answer: UpstreamAnswer, trail: Trail) -> None:
+        """Pass the answer on as it comes; settle before its last byte goes out, so that whoever
+        reads it to the end finds the money settled."""
+        head = answer.head
+        by_name = header_rules.by_name(head.headers)
+        meter = meter_for(order.route, drops_usage=order.estimate.drops_usage, headers=by_name)
+        relay = _Relay(self, call, order, answer, meter, trail)
+        headers = header_rules.to_caller(head.headers)
+        if order.estimate.drops_usage:
+            headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
+        trail.status = head.status
+        await relay.start(head.reason, headers)
+        try:
+            await relay.run(arrival.answer_length(call.method, head.status, by_name))
+        except AnswerCutError as error:
+            self._failed(trail, error.kind)
+            trail.outcome = "aborted"
+            self._settle(order, trail, relay.course(whole=False))
+            call.abort()
+        except TimeoutError:
+            self._settle(order, trail, relay.course(whole=False, cut_by_us=True))
+            raise
+        except BaseException:
+            if trail.settlement is None:
+                self._settle(order, trail, relay.course(whole=False, cut_by_us=True))
+            raise
+
+    def _settle(self, order: Order, trail: Trail, course: Course) -> None:
+        """Write how the call ended. It is in the ledger's queue, in order, when this returns."""
+        assert trail.settlement is None, "a call is settled once"
+        settlement = settle(order.route, order.upstream, order.estimate, course, self._clock())
+        trail.settlement = settlement
+        result = result_of(settlement, course.status)
+        operation: Settle | Release
+        if settlement.amounts is None:
+            operation = Release(trail.call_id, settlement.rule, result)
+        else:
+            operation = Settle(trail.call_id, settlement.amounts, settlement.rule, result)
+        self._ledger.land(operation).add_done_callback(self._landed)
+
+    def _landed(self, done: asyncio.Future[Outcome]) -> None:
+        if done.cancelled():
+            return
+        outcome = done.result()
+        if isinstance(outcome, AlreadyEnded | NoSuchHold):
+            self._emit(InvariantBroken(f"a hold was not there to be settled: {outcome}"))
+        if self._admission.waiting:
+            self._admission.changed()
+
+    def _failed(self, trail: Trail, kind: str) -> None:
+        trail.outcome, trail.failure = "upstream_error", kind
+        self._emit(UpstreamFailed(trail.upstream, kind))
+
+    # -- answers of ours -------------------------------------------------------------------------
+
+    async def _refuse(self, call: Call, refusal: Refusal, trail: Trail) -> None:
+        """Answer in the dialect of the upstream's SDKs."""
+        trail.refusal = refusal
+        trail.outcome = _outcome_of(refusal)
+        if trail.started:
+            call.abort()
+            return
+        if refusal.reason in _CLOSING or self.draining:
+            call.close_after()
+        answer = render(
+            trail.dialect,
+            refusal,
+            request_id=trail.call_id,
+            now_s=self._clock(),
+            method=call.method,
+        )
+        trail.status = answer.status
+        trail.bytes_out = len(answer.body)
+        trail.started = True
+        await call.start(answer.status, "", list(answer.headers))
+        if answer.body and call.method != "HEAD":
+            await call.send(answer.body)
+        await call.end()
+
+    async def _broken(self, call: Call, error: Exception, trail: Trail) -> None:
+        """A mistake of ours: say so to the operator, and close without a half answer."""
+        logger.error("call %s failed in the proxy", trail.call_id, exc_info=error)
+        self._emit(InvariantBroken(f"{type(error).__name__} while serving a call"))
+        trail.outcome, trail.failure = "aborted", "internal"
+        call.abort()
+
+    def _finish(self, call: Call, trail: Trail, now_s: float) -> None:
+        total_s = now_s - trail.began_s
+        trail.stages["total"] = total_s
+        if trail.held:
+            self._admission.took(total_s - trail.stages.get("wait", 0.0))
+        if call.gone and trail.outcome == "served":
+            trail.outcome = "hung_up"
+        self._emit(ended(trail, self._clock()))
+
+
+class _Relay:
+    """Passes one answer on: to the caller while it is there, to the meter to the end."""
+
+    def __init__(
+        self,
+        proxy: Proxy,
+        call: Call,
+        order: Order,
+        answer: UpstreamAnswer,
+        meter: Meter,
+        trail: Trail,
+    ) -> None:
+        self._proxy = proxy
+        self._call = call
+        self._order = order
+        self._answer = answer
+        self._meter = meter
+        self._trail = trail
+        self._caller_there = True
+
+    def course(self, *, whole: bool, cut_by_us: bool = False) -> Course:
+        """How the call went so far."""
+        figures: Figures = self._meter.figures
+        return Course(True, self._answer.head.status, whole, cut_by_us, figures)
+
+    async def start(self, reason: str, headers: header_rules.HeaderList) -> None:
+        """Begin the answer to the caller."""
+        self._trail.started = True
+        await self._pass(self._call.start(self._answer.head.status, reason, headers))
+
+    async def run(self, length: int | None) -> None:
+        """Pass every piece on. Raises AnswerCutError."""
+        left = length
+        while left != 0:
+            chunk = await self._answer.chunk()
+            if not chunk:
+                break
+            passed = self._meter.feed(chunk)
+            if left is not None:
+                left = max(0, left - len(chunk))
+                if left == 0:
+                    passed += self._end()
+            if passed:
+                self._trail.bytes_out += len(passed)
+                await self._pass(self._call.send(passed))
+        if self._trail.settlement is None:
+            rest = self._end()
+            if rest:
+                await self._pass(self._call.send(rest))
+        await self._pass(self._call.end())
+        if not self._caller_there:
+            raise CallerGoneError
+
+    def _end(self) -> bytes:
+        """The upstream's end: read the figures and settle."""
+        rest = self._meter.close()
+        self._proxy._settle(self._order, self._trail, self.course(whole=True))  # noqa: SLF001
+        return rest
+
+    async def _pass(self, step: object) -> None:
+        """Do a step towards the caller; once it has left, the answer is only read to the end."""
+        if not self._caller_there:
+            if asyncio.iscoroutine(step):
+                step.close()
+            return
+        try:
+            await step  # type: ignore[misc]
+        except CallerGoneError:
+            self._caller_there = False
+            self._call.gone.happen()
+
+
+_CLOSING = frozenset(
+    {
+        Reason.BODY_TOO_LARGE,
+        Reason.BODY_TIMEOUT,
+        Reason.METHOD,
+        Reason.VERSION,
+        Reason.NOT_IMPLEMENTED,
+        Reason.EXPECTATION,
+    }
+)
+_UPSTREAM_REASONS = frozenset(
+    {Reason.UPSTREAM_BROKEN, Reason.UPSTREAM_TIMEOUT, Reason.UPSTREAM_UNREACHABLE}
+)
+_MONEY = MONEY_REASONS | {Reason.UNPRICED, Reason.NO_BOUND, Reason.LEDGER_DOWN}
+
+
+def _outcome_of(refusal: Refusal) -> CallOutcome:
+    if refusal.reason in _UPSTREAM_REASONS:
+        return "upstream_error"
+    return "refused" if refusal.reason in _MONEY else "rejected"

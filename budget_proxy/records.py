@@ -1,0 +1,106 @@
+"""What the ledger keeps of a call beside the money: who, what and how it was priced, as JSON.
+
+Read again by `opening` and by people. Forbidden here: keys, bodies, anything a caller typed but the
+model's name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from budget_proxy.core.book import Entry
+from budget_proxy.core.budget import Facts
+from budget_proxy.core.estimate import Estimate
+from budget_proxy.core.house import Service, Upstream
+from budget_proxy.core.settlement import Settlement
+from budget_proxy.core.tariff import Route
+
+_encode = msgspec.json.Encoder().encode
+
+
+class About(msgspec.Struct, omit_defaults=True):
+    """What is known when a hold is taken."""
+
+    service: str = ""
+    labels: dict[str, str] = {}
+    upstream: str = ""
+    route: str = ""
+    model: str = ""
+    estimate: dict[str, int] = {}
+    """The ceilings by unit; nanos for currencies."""
+    who: str = ""
+    why: str = ""
+    """Of a person's correction."""
+
+
+class Result(msgspec.Struct, omit_defaults=True):
+    """What is known when it ends."""
+
+    amounts: dict[str, int] = {}
+    """The actuals by unit; nanos for currencies."""
+    status: int = 0
+
+
+_about = msgspec.json.Decoder(About).decode
+_result = msgspec.json.Decoder(Result).decode
+
+
+def about_call(upstream: Upstream, service: Service, route: Route, estimate: Estimate) -> bytes:
+    """The record of a hold."""
+    return _encode(
+        About(
+            service.name,
+            dict(service.labels),
+            upstream.name,
+            route.name,
+            estimate.model,
+            dict(estimate.amounts),
+        )
+    )
+
+
+def about_correction(who: str, why: str) -> bytes:
+    """The record of a person's correction."""
+    return _encode(About(who=who, why=why))
+
+
+def result_of(settlement: Settlement, status: int | None) -> bytes:
+    """The record of an end."""
+    return _encode(Result(dict(settlement.amounts or {}), status or 0))
+
+
+def upstream_of(about: bytes) -> str:
+    """The upstream of the call a hold or entry is about."""
+    return _about(about).upstream
+
+
+def facts_of(entry: Entry) -> Facts:
+    """The facts of the call an entry is about."""
+    about = _about(entry.about)
+    return Facts(about.upstream, about.service, about.route, about.model, about.labels)
+
+
+def amounts_of(entry: Entry) -> Mapping[str, int]:
+    """What an entry's call cost by unit: the actuals, or the ceilings where it was presumed."""
+    if entry.kind == "released":
+        return {}
+    if entry.kind == "presumed":
+        return _about(entry.about).estimate
+    return _result(entry.result).amounts
+
+
+def readable(entry: Entry) -> dict[str, Any]:
+    """An entry for people and exports."""
+    about, result = _about(entry.about), _result(entry.result)
+    return {
+        "id": entry.id,
+        "at_s": entry.at_s,
+        "kind": entry.kind,
+        "rule": entry.rule,
+        **msgspec.to_builtins(about),
+        **msgspec.to_builtins(result),
+        "budgets": [leg._asdict() for leg in entry.legs],
+    }

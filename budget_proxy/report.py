@@ -1,0 +1,91 @@
+"""Tables for people. Pure: rows in, text out; colours only where asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from budget_proxy.policy import EffectiveBudget
+
+_RED, _YELLOW, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[0m"
+BAR_WIDTH = 20
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their widest cell."""
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [head, *rows]
+    ]
+    return "\n".join(lines)
+
+
+def accounts_table(accounts: Sequence[Mapping[str, Any]], *, colours: bool) -> str:
+    """Open accounts, as `GET /api/accounts` gives them, each with a bar of spent and held."""
+    if not accounts:
+        return "no open accounts"
+    head = ("BUDGET", "PAYER", "SPENT", "HELD", "LIMIT", "UNIT", "", "RESETS")
+    rows = [
+        (
+            str(account["budget"]) + (" (retired)" if account.get("retired") else ""),
+            str(account["payer"]),
+            str(account["spent"]),
+            str(account["held"]),
+            str(account["limit"]),
+            str(account["unit"]),
+            bar(account),
+            str(account["window_end"] or "never"),
+        )
+        for account in accounts
+    ]
+    lines = table(head, rows).splitlines()
+    if not colours:
+        return "\n".join(lines)
+    coloured = [_coloured(line, a) for line, a in zip(lines[1:], accounts, strict=True)]
+    return "\n".join([lines[0], *coloured])
+
+
+def _used(account: Mapping[str, Any]) -> tuple[Decimal, Decimal]:
+    limit = Decimal(account["limit"])
+    if limit <= 0:
+        return Decimal(1), Decimal(0)
+    spent, held = Decimal(account["spent"]) / limit, Decimal(account["held"]) / limit
+    return min(spent, Decimal(1)), min(held, 1 - min(spent, Decimal(1)))
+
+
+def bar(account: Mapping[str, Any]) -> str:
+    """`#` is spent, `+` is held, `.` is free."""
+    spent, held = _used(account)
+    hashes = int(spent * BAR_WIDTH)
+    pluses = int((spent + held) * BAR_WIDTH) - hashes
+    return "#" * hashes + "+" * pluses + "." * (BAR_WIDTH - hashes - pluses)
+
+
+def _coloured(line: str, account: Mapping[str, Any]) -> str:
+    spent, held = _used(account)
+    if spent + held >= 1:
+        return f"{_RED}{line}{_PLAIN}"
+    return f"{_YELLOW}{line}{_PLAIN}" if spent + held >= Decimal("0.8") else line
+
+
+def budgets_table(services: Mapping[str, Sequence[EffectiveBudget]]) -> str:
+    """The budgets that bind each service."""
+    head = ("SERVICE", *(name.upper().replace("_", " ") for name in EffectiveBudget._fields))
+    rows = [
+        (service, *(_cell(value) for value in budget))
+        for service, budgets in services.items()
+        for budget in budgets
+    ]
+    return table(head, rows) if rows else "no budget binds any service"
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):
+        return ", ".join(map(str, value)) or "everything"
+    return str(value)

@@ -1,0 +1,164 @@
+"""Run the proxy in the foreground, with its signals: `serve`, and `demo` with the sandbox.
+
+SIGHUP reloads, SIGTERM and SIGINT stop with grace, a second one ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from budget_proxy.app import App
+from budget_proxy.call_log import standard_output
+from budget_proxy.core.house import House
+from budget_proxy.ledgers import LedgerDownError, LedgerRefusedError
+from budget_proxy.listener import slow_parser
+from budget_proxy.policy import PolicyError
+
+OK, FAILED, WRONG = 0, 1, 2
+SANDBOX_PORT = 9099
+DEMO_KEY = "demo-key-0000"
+
+
+def serve(load: Callable[[], House]) -> int:
+    """Serve until told to stop; the exit code. Raises PolicyError."""
+    if slow_parser():
+        print(
+            "aiohttp's C parser is missing (unset AIOHTTP_NO_EXTENSIONS, or install a wheel): its "
+            "Python one is slower and has had more security holes",
+            file=sys.stderr,
+        )
+        return WRONG
+    app = App(load, log=standard_output())
+    return _run(_serve(app))
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    try:
+        import uvloop  # noqa: PLC0415 - an extra
+    except ImportError:
+        return asyncio.run(main)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+async def _serve(app: App) -> int:
+    stopping, ending = _signals(app)
+    try:
+        await app.start()
+    except LedgerRefusedError as error:
+        print(error, file=sys.stderr)
+        await app.stop(0)
+        return WRONG
+    except (OSError, LedgerDownError) as error:
+        print(f"cannot start: {error}", file=sys.stderr)
+        await app.stop(0)
+        return FAILED
+    _say_ready(app)
+    await stopping.wait()
+    print("stopping: calls may finish; a second signal ends at once", file=sys.stderr, flush=True)
+    stop = asyncio.create_task(app.stop())
+    end = asyncio.create_task(ending.wait())
+    await asyncio.wait((stop, end), return_when=asyncio.FIRST_COMPLETED)
+    end.cancel()
+    if not stop.done():
+        stop.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await stop
+        await app.stop(0)
+    return OK
+
+
+def _say_ready(app: App) -> None:
+    proxy, admin = (f"http://{host}:{port}" for host, port in (app.address, app.admin_address))
+    print(f"budget-proxy serves {proxy}, metrics at {admin}/metrics", file=sys.stderr, flush=True)
+
+
+def _signals(app: App) -> tuple[asyncio.Event, asyncio.Event]:
+    """What SIGTERM and SIGINT set: the first one stops, the second one ends."""
+    loop = asyncio.get_running_loop()
+    stopping, ending = asyncio.Event(), asyncio.Event()
+    reloads: set[asyncio.Task[list[str]]] = set()
+
+    def stop() -> None:
+        (ending if stopping.is_set() else stopping).set()
+
+    def reload() -> None:
+        if app.state == "serving":
+            task = loop.create_task(app.reload())
+            reloads.add(task)
+            task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGTERM, stop)
+    loop.add_signal_handler(signal.SIGINT, stop)
+    loop.add_signal_handler(signal.SIGHUP, reload)
+    return stopping, ending
+
+
+def demo(load: Callable[[], House]) -> int:
+    """The proxy with the quickstart policy in front of the sandbox, until Ctrl-C."""
+    return _run(_demo(load))
+
+
+async def _demo(load: Callable[[], House]) -> int:
+    from budget_proxy import sandbox  # noqa: PLC0415 - loads the price data
+
+    try:
+        app = App(load)
+    except PolicyError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    upstream = asyncio.create_task(
+        sandbox.run(
+            sandbox.Settings(balance_nanos=sandbox.parse_amount("5 USD")), "127.0.0.1", SANDBOX_PORT
+        )
+    )
+    await asyncio.sleep(0.1)
+    if upstream.done():
+        print(f"the sandbox cannot listen on 127.0.0.1:{SANDBOX_PORT}", file=sys.stderr)
+        return FAILED
+    print(demo_text(app.house), flush=True)
+    try:
+        return await _serve(app)
+    finally:
+        upstream.cancel()
+        with contextlib.suppress(asyncio.CancelledError, OSError):
+            await upstream
+
+
+def demo_text(house: House) -> str:
+    """What the demo prints: lines to paste into another terminal."""
+    proxy = "http://{}:{}".format(*house.listen)
+    admin = "http://{}:{}".format(*house.admin)
+    key = f"-H 'Authorization: Bearer {DEMO_KEY}'"
+    messages = '[{"role": "user", "content": "hi"}]'
+    chat = f'{{"model": "gpt-4o-mini", "max_tokens": 16, "messages": {messages}}}'
+    return f"""\
+budget-proxy demo: policies/quickstart.yaml in front of the sandbox (no real API, no real money).
+Paste these into another terminal:
+
+# passes: priced, held, forwarded, settled
+curl -s {proxy}/openai/v1/chat/completions {key} -H 'Content-Type: application/json' \\
+  -d '{chat}'
+
+# streams
+curl -sN {proxy}/openai/v1/chat/completions {key} -H 'Content-Type: application/json' \\
+  -d '{chat.replace('"max_tokens"', '"stream": true, "max_tokens"')}'
+
+# is refused: one call may not cost more than the policy's 'single' budget
+curl -si {proxy}/openai/v1/chat/completions {key} -H 'Content-Type: application/json' \\
+  -d '{chat.replace("16", "16000000")}'
+
+# four of these pass, the fifth is refused: 0.02 USD a day buy four geocodes
+curl -si '{proxy}/geo/v1/geocode?q=Berlin' {key}
+
+# what is left, and the metrics
+budget-proxy status
+curl -s {admin}/metrics | grep ^budget_proxy_
+
+Ctrl-C stops.
+"""

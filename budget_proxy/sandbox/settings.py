@@ -1,0 +1,273 @@
+"""The sandbox's knobs: what they are called, what they may be, and where they can be turned.
+
+One table, `KNOBS`, serves the command line (`--latency-s 0.2`), the control endpoint
+(`{"latency_s": 0.2}`) and the headers of a single request (`x-sandbox-latency-s: 0.2`). Forbidden
+here: carrying anything out. A setting is a frozen value; who holds it decides what it does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from budget_proxy.sandbox.bank import CURRENCY, format_amount, parse_amount
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Iterable, Mapping
+
+HEADER_PREFIX = "x-sandbox-"
+MAX_LATENCY_S = 600
+MAX_OUTPUT_TOKENS = 200_000
+
+_NOTHING = ("", "none", "null")
+
+
+class SettingError(ValueError):
+    """A knob that does not exist, or a value that it cannot take; the message names both."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How the sandbox behaves. Durations in seconds, the balance in nanos (10^-9 US dollar)."""
+
+    balance_nanos: int | None = None
+    require_key: str | None = None
+    service_header: str = "x-service"
+    tokens: Literal["words", "bytes"] = "words"
+    output_tokens: int = 16
+    bill_cut: Literal["full", "delivered"] = "full"
+    latency_s: float = 0.0
+    chunk_delay_s: float = 0.0
+    fail: int | None = None
+    fail_billed: bool = False
+    fail_every: int = 1
+    cut_after: int | None = None
+    cut_clean: bool = False
+    omit_usage: bool = False
+    answer_gzip: bool = False
+    garbage: Literal["json", "http"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One setting as people write it: its name, how to read a value, and what it is for."""
+
+    name: str
+    read: Callable[[object], object]
+    explain: str
+    per_request: bool = True
+    attribute: str = ""
+
+    @property
+    def field(self) -> str:
+        return self.attribute or self.name
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise SettingError("must be a number")
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        raise SettingError("must be a number") from None
+
+
+def _seconds(value: object) -> float:
+    seconds = _number(value)
+    if not (math.isfinite(seconds) and 0 <= seconds <= MAX_LATENCY_S):
+        raise SettingError(f"must be a number of seconds from 0 to {MAX_LATENCY_S}")
+    return seconds
+
+
+def _whole(least: int, most: int) -> Callable[[object], int]:
+    def read(value: object) -> int:
+        number = _number(value)
+        if not (least <= number <= most and number == int(number)):
+            raise SettingError(f"must be a whole number from {least} to {most}")
+        return int(number)
+
+    return read
+
+
+def _flag(value: object) -> bool:
+    text = str(value).strip().lower()
+    if text in ("true", "1", "yes"):
+        return True
+    if text in ("false", "0", "no"):
+        return False
+    raise SettingError("must be true or false")
+
+
+def _one_of(*choices: str) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if value not in choices:
+            raise SettingError(f"must be one of {', '.join(choices)}")
+        return str(value)
+
+    return read
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise SettingError("must be a text")
+    return value
+
+
+def _header_name(value: object) -> str:
+    return _text(value).lower()
+
+
+def _money(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise SettingError("must be an amount, such as '5 USD'")
+    try:
+        return parse_amount(str(value))
+    except ValueError as error:
+        raise SettingError(str(error)) from None
+
+
+def _optional(read: Callable[[object], object]) -> Callable[[object], object]:
+    def maybe(value: object) -> object:
+        if value is None or (isinstance(value, str) and value.strip().lower() in _NOTHING):
+            return None
+        return read(value)
+
+    return maybe
+
+
+def _table(knobs: Iterable[Knob]) -> Mapping[str, Knob]:
+    return {knob.name: knob for knob in knobs}
+
+
+KNOBS = _table(
+    (
+        Knob(
+            "balance",
+            _optional(_money),
+            f"the prepaid balance, such as 5{CURRENCY}; none: no limit",
+            per_request=False,
+            attribute="balance_nanos",
+        ),
+        Knob(
+            "require_key",
+            _optional(_text),
+            "the only key that is let in; none: any, or no key",
+            per_request=False,
+        ),
+        Knob(
+            "service_header",
+            _header_name,
+            "the request header whose value is noted on each charge",
+            per_request=False,
+        ),
+        Knob(
+            "tokens",
+            _one_of("words", "bytes"),
+            "input tokens: 'words' is a quarter of the text's bytes, 'bytes' all bytes of the body",
+        ),
+        Knob(
+            "output_tokens",
+            _whole(0, MAX_OUTPUT_TOKENS),
+            "tokens to answer with, unless the request's own limit is lower",
+        ),
+        Knob(
+            "bill_cut",
+            _one_of("full", "delivered"),
+            "what a stream that was cut short costs",
+        ),
+        Knob("latency_s", _seconds, "seconds before the answer"),
+        Knob("chunk_delay_s", _seconds, "seconds between two events of a stream"),
+        Knob("fail", _optional(_whole(400, 599)), "answer with this status instead"),
+        Knob("fail_billed", _flag, "charge for a failed call nevertheless"),
+        Knob("fail_every", _whole(1, 10**9), "fail only every Nth priced call", per_request=False),
+        Knob(
+            "cut_after",
+            _optional(_whole(0, 10**9)),
+            "cut the connection after this many events of a stream; 0: before any answer byte",
+        ),
+        Knob("cut_clean", _flag, "cut by ending the body properly, as if it were complete"),
+        Knob("omit_usage", _flag, "leave the usage out of the answer"),
+        Knob("answer_gzip", _flag, "compress JSON answers, whatever the caller accepts"),
+        Knob(
+            "garbage",
+            _optional(_one_of("json", "http")),
+            "answer with bytes that are not JSON, or not even HTTP",
+        ),
+    )
+)
+
+
+def changed(settings: Settings, values: Mapping[str, object]) -> Settings:
+    """The same settings with these knobs turned; values are texts or JSON values."""
+    return dataclasses.replace(settings, **_read(values.items()))
+
+
+def for_request(settings: Settings, headers: Iterable[tuple[str, str]]) -> Settings:
+    """The settings for one request: its `x-sandbox-` headers over the common ones."""
+    turned = [
+        (name[len(HEADER_PREFIX) :].lower().replace("-", "_"), value)
+        for name, value in headers
+        if name[: len(HEADER_PREFIX)].lower() == HEADER_PREFIX
+    ]
+    if not turned:
+        return settings
+    for name, _ in turned:
+        if name in KNOBS and not KNOBS[name].per_request:
+            raise SettingError(f"{name} cannot be set for a single request")
+    return dataclasses.replace(settings, **_read(turned))
+
+
+def as_json(settings: Settings) -> dict[str, object]:
+    """The settings by knob name, in a form that `changed` takes back."""
+    view = {name: getattr(settings, knob.field) for name, knob in KNOBS.items()}
+    if settings.balance_nanos is not None:
+        view["balance"] = f"{format_amount(settings.balance_nanos)} {CURRENCY}"
+    return view
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--listen` and one flag for each knob; flags that are left out keep their defaults."""
+    parser.add_argument(
+        "--listen",
+        metavar="HOST:PORT",
+        default="127.0.0.1:9099",
+        help="where to listen; port 0 takes a free one (default: %(default)s)",
+    )
+    for knob in KNOBS.values():
+        flag = f"--{knob.name.replace('_', '-')}"
+        if knob.read is _flag:
+            parser.add_argument(
+                flag, dest=knob.name, action="store_const", const=True, help=knob.explain
+            )
+        else:
+            parser.add_argument(flag, dest=knob.name, metavar="VALUE", help=knob.explain)
+
+
+def settings_from_args(namespace: argparse.Namespace) -> Settings:
+    """The settings that a parsed command line asks for; SettingError where a value is wrong."""
+    given = {name: getattr(namespace, name, None) for name in KNOBS}
+    return changed(Settings(), {name: value for name, value in given.items() if value is not None})
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Split `HOST:PORT` (or `[IPV6]:PORT`); a port alone listens on the loopback address."""
+    host, _, port = text.strip().rpartition(":")
+    if not (port.isascii() and port.isdigit() and int(port) <= 65_535):
+        raise SettingError(f"--listen must be HOST:PORT, not {text!r}")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def _read(values: Iterable[tuple[str, object]]) -> dict[str, Any]:
+    read: dict[str, Any] = {}
+    for name, value in values:
+        knob = KNOBS.get(name)
+        if knob is None:
+            raise SettingError(f"there is no setting {name!r}; there are {', '.join(KNOBS)}")
+        try:
+            read[knob.field] = knob.read(value)
+        except SettingError as error:
+            raise SettingError(f"{name}: {error}") from None
+    return read

@@ -1,0 +1,22 @@
+"""The path of a call, end to end."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from harness import chat, running
+
+
+def test_a_chat_call_is_priced_held_forwarded_and_settled(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running(tmp_path) as rig:
+            status, answer = await rig.post("/openai/v1/chat/completions", chat())
+            assert status == 200
+            assert answer["usage"]["completion_tokens"] == 16
+            account = await rig.account("company")
+            assert account is not None
+            assert account.spent == await rig.charged_nanos() > 0
+            assert account.held == 0
+
+    asyncio.run(story())

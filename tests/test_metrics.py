@@ -1,0 +1,599 @@
+"""Metrics: names and labels as written, both formats readable, bounds kept, nothing raises.
+
+The accounts of the policy (`accounts_view`) are tested here too: they are what a scrape shows.
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as parse_openmetrics,
+)
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+import budget_proxy.metrics
+from budget_proxy.accounts_view import AccountsView, AccountView, open_accounts, touched_by
+from budget_proxy.core.book import AccountState
+from budget_proxy.core.budget import Budget, Condition, PayerPart
+from budget_proxy.core.events import (
+    CallEnded,
+    Event,
+    HoldPresumed,
+    InvariantBroken,
+    LedgerChanged,
+    Overrun,
+    PolicyReloaded,
+    UpstreamFailed,
+    WaitEnded,
+)
+from budget_proxy.core.house import House, Service
+from budget_proxy.core.money import NANOS
+from budget_proxy.core.refusal import Shortfall
+from budget_proxy.core.window import Span
+from budget_proxy.metrics import FAMILIES, MAX_CHILDREN, Metrics, largest, prefers_openmetrics
+
+NOW_S = 1_700_000_000
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"
+PROMETHEUS_3 = (
+    "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,"
+    "application/openmetrics-text;version=0.0.1;q=0.5,"
+    "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+)
+
+
+def call(**changes: Any) -> CallEnded:
+    facts: dict[str, Any] = {
+        "at_s": float(NOW_S),
+        "request_id": "r1",
+        "method": "POST",
+        "path": "/openai/v1/chat/completions",
+        "upstream": "openai",
+        "service": "checkout",
+        "labels": {"team": "payments"},
+        "route": "chat",
+        "model": "gpt-5",
+        "status": 200,
+        "outcome": "served",
+        "reason": "",
+        "budget": "",
+        "rule": "actual",
+        "currency": "USD",
+        "held": 4 * NANOS,
+        "cost": NANOS,
+        "estimated": {"output_tokens": 100},
+        "quantities": {"output_tokens": 25},
+        "stages": {"price": 0.0002, "hold": 0.001, "first_byte": 0.3, "total": 0.5},
+        "bytes_in": 10,
+        "bytes_out": 20,
+    }
+    return CallEnded(**(facts | changes))
+
+
+def account(budget: str, payer: str = "(all)", **changes: Any) -> AccountView:
+    figures: dict[str, Any] = {
+        "window_start_s": NOW_S - 10,
+        "window_end_s": NOW_S + 10,
+        "unit": "USD",
+        "limit": 10 * NANOS,
+        "spent": 0,
+        "held": 0,
+    }
+    return AccountView(budget, payer, **(figures | changes))
+
+
+def metrics(accounts: AccountsView = (), **more: Any) -> Metrics:
+    return Metrics(lambda: accounts, version="1.2.3", **more)
+
+
+def families(subject: Metrics, accept: str = "") -> list[Metric]:
+    body, content_type = subject.render(accept)
+    parse = parse_openmetrics if content_type.startswith("application/openmetrics") else parse_text
+    return list(parse(body.decode()))
+
+
+def samples(subject: Metrics, accept: str = "") -> dict[tuple[str, frozenset[Any]], float]:
+    found: dict[tuple[str, frozenset[Any]], float] = {}
+    for family in families(subject, accept):
+        for sample in family.samples:
+            key = (sample.name, frozenset(sample.labels.items()))
+            assert key not in found, f"twice: {key}"
+            found[key] = sample.value
+    return found
+
+
+def value(subject: Metrics, name: str, **labels: str) -> float | None:
+    return samples(subject).get((name, frozenset(labels.items())))
+
+
+SHORT = Shortfall("pilot", "(all)", "USD", 1, 1, 0, 1, "spent", "total", None, enforced=False)
+EVERY_EVENT: tuple[Event, ...] = (
+    call(stages={"price": 0.1, "hold": 0.1, "wait": 0.1, "first_byte": 0.1, "total": 0.1}),
+    call(rule="hold_cut", cost=4 * NANOS, outcome="aborted"),
+    call(outcome="refused", reason="spent", budget="company", rule="", retry=2),
+    call(reported=(SHORT,), overruns=(Overrun("company", "(all)", "USD", NANOS // 2),)),
+    HoldPresumed("h1", "openai", "owner_dead"),
+    UpstreamFailed("openai", "connect"),
+    WaitEnded("rate", "admitted", 1.5),
+    LedgerChanged(up=True),
+    InvariantBroken("the test says so"),
+    PolicyReloaded(ok=True, at_s=float(NOW_S)),
+    PolicyReloaded(ok=False, at_s=float(NOW_S + 5), why="a mistake"),
+)
+
+
+def filled() -> Metrics:
+    subject = metrics(
+        [account("company", spent=NANOS, held=2 * NANOS)],
+        waiting=lambda: 3,
+        in_flight=lambda: 4,
+        log_lines_dropped=lambda: 5,
+    )
+    for event in EVERY_EVENT:
+        subject(event)
+    return subject
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_families_and_labels_are_exactly_those_listed(accept: str) -> None:
+    listed = {family.name.removesuffix("_total"): family for family in FAMILIES}
+    seen = {
+        family.name.removesuffix("_total"): family
+        for family in families(filled(), accept)
+        if not family.name.startswith(("process_", "python_"))
+    }
+    assert set(seen) == set(listed)
+    for name, family in seen.items():
+        expected = listed[name]
+        assert family.type == expected.kind
+        assert family.documentation == expected.help
+        for sample in family.samples:
+            assert set(sample.labels) - {"le"} == set(expected.labels), sample
+            assert not sample.name.endswith("_created")
+        assert family.samples, f"{name} was given an event and shows nothing"
+
+
+def test_table_is_for_readers() -> None:
+    assert Metrics.FAMILIES is FAMILIES
+    assert len({family.name for family in FAMILIES}) == len(FAMILIES)
+    for family in FAMILIES:
+        assert family.help.endswith(".")
+        assert (family.kind == "counter") == family.name.endswith("_total")
+
+
+def test_both_formats_say_the_same() -> None:
+    subject = filled()
+    ours = {key: v for key, v in samples(subject).items() if key[0].startswith("budget_proxy_")}
+    other = samples(subject, OPENMETRICS)
+    assert ours == {key: v for key, v in other.items() if key[0].startswith("budget_proxy_")}
+
+
+def test_promtool_is_content() -> None:
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not on the PATH")
+    body, _ = filled().render()
+    run = subprocess.run(
+        [promtool, "check", "metrics"], input=body, capture_output=True, check=False
+    )
+    assert (run.returncode, run.stdout + run.stderr) == (0, b"")
+
+
+def test_process_figures_are_there() -> None:
+    names = {family.name for family in families(metrics())}
+    assert {"process_cpu_seconds", "process_resident_memory_bytes", "python_info"} <= {
+        name.removesuffix("_total") for name in names
+    }
+
+
+def test_alarms_stand_at_zero_from_the_start() -> None:
+    subject = metrics()
+    assert value(subject, "budget_proxy_invariant_violations_total") == 0
+    assert value(subject, "budget_proxy_ledger_up") == 1
+    assert value(subject, "budget_proxy_log_lines_dropped_total") == 0
+    assert value(subject, "budget_proxy_policy_reloads_total", result="refused") == 0
+    assert value(subject, "budget_proxy_presumed_holds_total", why="owner_dead") == 0
+    assert value(subject, "budget_proxy_build_info", version="1.2.3") == 1
+
+
+def test_calls_are_counted() -> None:
+    subject = filled()
+    labels = {"upstream": "openai", "service": "checkout"}
+    assert value(subject, "budget_proxy_requests_total", outcome="served", **labels) == 2
+    assert value(subject, "budget_proxy_cost_total", currency="USD", **labels) == 6.0
+    assert value(subject, "budget_proxy_unknown_outcomes_total", upstream="openai") == 1
+    assert value(subject, "budget_proxy_reported_total", budget="pilot") == 1
+    assert value(subject, "budget_proxy_overruns_total", budget="company") == 1
+    amount = value(subject, "budget_proxy_overrun_amount_total", budget="company", unit="USD")
+    assert amount == 0.5
+    assert value(subject, "budget_proxy_stage_seconds_count", stage="wait") == 1
+    assert value(subject, "budget_proxy_wait_seconds_sum") == 1.5
+    assert value(subject, "budget_proxy_waits_total", budget="rate", how="admitted") == 1
+    assert value(subject, "budget_proxy_upstream_errors_total", upstream="openai", kind="connect")
+    assert value(subject, "budget_proxy_invariant_violations_total") == 1
+    assert value(subject, "budget_proxy_policy_last_reload_timestamp_seconds") == NOW_S
+    assert value(subject, "budget_proxy_waiting") == 3
+    assert value(subject, "budget_proxy_in_flight") == 4
+    assert value(subject, "budget_proxy_log_lines_dropped_total") == 5
+
+
+@pytest.mark.parametrize(
+    ("rule", "held", "counted"),
+    [("actual", 4, 1), ("reported", 4, 1), ("actual", 0, 0), ("hold_cut", 4, 0), ("", 4, 0)],
+)
+def test_ratio_only_where_the_actual_is_known(rule: str, held: int, counted: int) -> None:
+    subject = metrics()
+    subject(call(rule=rule, held=held, cost=1))
+    count = value(subject, "budget_proxy_estimate_ratio_count", upstream="openai") or 0
+    assert count == counted
+    if counted:
+        at_quarter = value(
+            subject, "budget_proxy_estimate_ratio_bucket", upstream="openai", le="0.3"
+        )
+        below = value(subject, "budget_proxy_estimate_ratio_bucket", upstream="openai", le="0.2")
+        assert (below, at_quarter) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason", "retry", "refusals", "retries"),
+    [
+        ("refused", "spent", 0, 1, 0),
+        ("refused", "spent", 1, 1, 1),
+        ("refused", "held", 1, 1, 0),
+        ("refused", "ledger_down", 3, 1, 0),
+        ("rejected", "unauthorized", 1, 1, 1),
+        ("upstream_error", "upstream_broken", 1, 0, 0),
+    ],
+)
+def test_refusals(outcome: str, reason: str, retry: int, refusals: int, retries: int) -> None:
+    subject = metrics()
+    subject(call(outcome=outcome, reason=reason, budget="b", rule="", retry=retry))
+    seen = value(subject, "budget_proxy_refusals_total", budget="b", reason=reason) or 0
+    again = value(subject, "budget_proxy_retries_after_final_total", service="checkout") or 0
+    assert (seen, again) == (refusals, retries)
+
+
+def test_label_sets_are_bounded() -> None:
+    subject = metrics()
+    for number in range(MAX_CHILDREN + 50):
+        subject(call(service=f"service-{number}"))
+        subject(UpstreamFailed("openai", f"kind-{number}"))
+    found = samples(subject)
+    requests = [key for key in found if key[0] == "budget_proxy_requests_total"]
+    assert len(requests) == MAX_CHILDREN + 1
+    other = {"upstream": "other", "service": "other"}
+    assert value(subject, "budget_proxy_requests_total", outcome="served", **other) == 50
+    # Money stays apart by currency, also under `other`.
+    assert value(subject, "budget_proxy_cost_total", currency="USD", **other) == 50
+
+
+def test_label_sets_are_bounded_even_if_a_closed_label_is_not() -> None:
+    subject = metrics()
+    for number in range(2 * MAX_CHILDREN):
+        subject(UpstreamFailed("openai", f"kind-{number}"))
+    found = [key for key in samples(subject) if key[0] == "budget_proxy_upstream_errors_total"]
+    assert len(found) <= 1.2 * MAX_CHILDREN + 1
+    assert value(subject, "budget_proxy_upstream_errors_total", upstream="other", kind="other")
+
+
+def test_an_observer_never_raises(caplog: pytest.LogCaptureFixture) -> None:
+    subject = metrics()
+    for _ in range(3):
+        subject(call(stages={"no such stage": 1.0}))
+        subject("not an event")  # type: ignore[arg-type]
+        subject(WaitEnded("b", "admitted", "soon"))  # type: ignore[arg-type]
+    subject(call(cost=-5))
+    assert len(caplog.records) == 1
+    assert families(subject)
+
+
+def test_labels_no_encoding_can_write_do_not_end_the_scrape() -> None:
+    subject = metrics(
+        [account("user", "\ud800x"), account("user", "?x"), account("user", 'a"\n\\')]
+    )
+    subject(call(service="\udfff"))
+    assert value(subject, "budget_proxy_account_spent", budget="user", payer="?x", unit="USD") == 0
+    odd = value(subject, "budget_proxy_account_spent", budget="user", payer='a"\n\\', unit="USD")
+    assert odd == 0
+    assert value(subject, "budget_proxy_accounts_omitted") == 1
+    assert families(subject, OPENMETRICS)
+
+
+def test_accounts_are_shown_in_whole_units() -> None:
+    end_s = NOW_S + 10
+    subject = metrics(
+        [
+            account("company", spent=1_500_000_000, held=NANOS),
+            account("rate", "batch", unit="requests", limit=600, spent=7, held=1),
+            account("pilot", window_end_s=None),
+            account("gone", spent=NANOS, retired=True),
+        ]
+    )
+    who = {"budget": "company", "payer": "(all)"}
+    assert value(subject, "budget_proxy_account_limit", unit="USD", **who) == 10
+    assert value(subject, "budget_proxy_account_spent", unit="USD", **who) == 1.5
+    assert value(subject, "budget_proxy_account_held", unit="USD", **who) == 1
+    assert value(subject, "budget_proxy_account_window_end_timestamp_seconds", **who) == end_s
+    rate = {"budget": "rate", "payer": "batch", "unit": "requests"}
+    assert value(subject, "budget_proxy_account_spent", **rate) == 7
+    name = "budget_proxy_account_window_end_timestamp_seconds"
+    assert value(subject, name, budget="pilot", payer="(all)") is None
+    gone = {"budget": "gone", "payer": "(all)", "unit": "USD"}
+    assert value(subject, "budget_proxy_account_spent", **gone) == 1
+    assert value(subject, "budget_proxy_account_limit", **gone) is None
+
+
+def test_the_same_account_is_never_shown_twice() -> None:
+    subject = metrics([account("company", spent=1), account("company", spent=2)])
+    assert samples(subject)  # asserts that no sample repeats
+
+
+def test_a_thousand_accounts_and_not_one_more() -> None:
+    users = [account("user", f"u{number}", spent=number) for number in range(1200)]
+    subject = metrics([*users, account("company", spent=0)], max_accounts=1000)
+    found = samples(subject)
+    shown = [dict(labels) for name, labels in found if name == "budget_proxy_account_spent"]
+    assert len(shown) == 1000
+    assert found["budget_proxy_accounts_omitted", frozenset()] == 201
+    payers = {labels["payer"] for labels in shown}
+    assert {"u1199", "u201", "(all)"} <= payers, "the largest, and no budget is crowded out"
+    assert "u0" not in payers
+
+
+def test_every_budget_gets_its_turn() -> None:
+    accounts = [
+        account("a", "1", spent=1),
+        account("a", "2", spent=9),
+        account("b", "1", spent=0),
+        account("a", "3", spent=5),
+    ]
+    kept = [(view.budget, view.payer) for view in largest(accounts, 3)]
+    assert kept == [("a", "2"), ("b", "1"), ("a", "3")]
+    assert largest(accounts, 0) == []
+
+
+def test_a_ledger_that_cannot_be_read_keeps_the_rest(caplog: pytest.LogCaptureFixture) -> None:
+    answers: list[AccountsView | Exception] = [OSError("disk I/O error"), [account("company")]]
+
+    def read() -> AccountsView:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    subject = Metrics(read, version="1")
+    subject(call())
+    broken = samples(subject)
+    assert broken["budget_proxy_ledger_up", frozenset()] == 0
+    assert any(name == "budget_proxy_requests_total" for name, _ in broken)
+    assert not any(name.startswith("budget_proxy_account") for name, _ in broken)
+    assert value(subject, "budget_proxy_ledger_up") == 1
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+
+
+def test_a_ledger_that_cannot_be_written_is_down() -> None:
+    subject = metrics([account("company")])
+    subject(LedgerChanged(up=False, why="disk full"))
+    assert value(subject, "budget_proxy_ledger_up") == 0
+    assert (
+        value(subject, "budget_proxy_account_spent", budget="company", payer="(all)", unit="USD")
+        == 0
+    )
+    subject(LedgerChanged(up=True))
+    assert value(subject, "budget_proxy_ledger_up") == 1
+
+
+def test_a_figure_that_cannot_be_had_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    subject = metrics(waiting=lambda: 1 / 0, in_flight=lambda: 2)
+    assert value(subject, "budget_proxy_waiting") is None
+    assert value(subject, "budget_proxy_in_flight") == 2
+
+
+def test_the_ledger_is_read_in_the_thread_of_the_scrape() -> None:
+    threads: list[threading.Thread] = []
+
+    def read() -> AccountsView:
+        threads.append(threading.current_thread())
+        return []
+
+    subject = Metrics(read, version="1")
+    assert threads == [], "nothing is read before the first scrape"
+    scrape = threading.Thread(target=subject.render)
+    scrape.start()
+    scrape.join()
+    assert threads == [scrape]
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("", False),
+        ("*/*", False),
+        ("text/plain", False),
+        (OPENMETRICS, True),
+        (PROMETHEUS_3, True),
+        ("application/openmetrics-text", True),
+        ("application/openmetrics-text; version=0.0.1", True),
+        ("application/openmetrics-text; version=2.0.0", False),
+        ("application/openmetrics-text; version=junk", False),
+        ("application/openmetrics-text; q=0", False),
+        ("application/openmetrics-text; q=0.3, text/plain; q=0.5", False),
+        ("application/openmetrics-text; q=nan", False),
+        (";;=,,q=1", False),
+    ],
+)
+def test_content_negotiation(accept: str, wanted: bool) -> None:
+    assert prefers_openmetrics(accept) is wanted
+
+
+def test_no_other_file_imports_the_library() -> None:
+    package = Path(budget_proxy.metrics.__file__).parent
+    for path in package.rglob("*.py"):
+        if path.name != "metrics.py":
+            tree = ast.parse(path.read_text())
+            names = {
+                name
+                for node in ast.walk(tree)
+                for name in (
+                    [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else []
+                )
+            }
+            assert not any(name.split(".")[0] == "prometheus_client" for name in names), path
+
+
+# The accounts a policy opens.
+
+DAY = Span("day")
+SERVICES = {
+    "checkout": Service("checkout", (), {"team": "payments", "env": "prod"}),
+    "batch": Service("batch", (), {"team": "research", "env": "prod"}),
+    "tool": Service("tool", ()),
+}
+
+
+def house(*budgets: Budget) -> House:
+    return House(("127.0.0.1", 1), ("127.0.0.1", 2), "sqlite:///x", {}, SERVICES, budgets)
+
+
+def facts(*names: str) -> tuple[PayerPart, ...]:
+    return tuple(PayerPart("fact", name) for name in names)
+
+
+def row(budget: Budget, payer: str = "(all)", **changes: Any) -> AccountState:
+    window = budget.span.at(NOW_S)
+    state = AccountState(budget.name, payer, budget.unit, *window, budget.limit, 3, 2)
+    return state._replace(**changes)
+
+
+def shown(*budgets: Budget, rows: tuple[AccountState, ...] = ()) -> list[tuple[str, str]]:
+    return [(view.budget, view.payer) for view in open_accounts(rows, house(*budgets), NOW_S)]
+
+
+@pytest.mark.parametrize(
+    ("budget", "payers"),
+    [
+        (Budget("b", 9, "USD", DAY), ["(all)"]),
+        (Budget("b", 9, "USD", Span("request")), []),
+        (Budget("b", 9, "USD", DAY, for_each=facts("service")), ["batch", "checkout", "tool"]),
+        (Budget("b", 9, "USD", DAY, for_each=facts("team")), ["payments", "research"]),
+        (
+            Budget("b", 9, "USD", DAY, for_each=facts("team"), missing="share"),
+            ["(shared)", "payments", "research"],
+        ),
+        (
+            Budget("b", 9, "USD", DAY, for_each=facts("team", "service")),
+            ["payments|checkout", "research|batch"],
+        ),
+        (
+            Budget(
+                "b",
+                9,
+                "USD",
+                DAY,
+                for_each=facts("service"),
+                when=(Condition("team", ("res*",), negate=True), Condition("model", ("gpt-*",))),
+            ),
+            ["checkout", "tool"],
+        ),
+        (Budget("b", 9, "USD", DAY, for_each=facts("env")), ["prod"]),
+        (Budget("b", 9, "USD", DAY, for_each=facts("service", "model")), []),
+        (Budget("b", 9, "USD", DAY, for_each=(PayerPart("header", "X-End-User"),)), []),
+    ],
+)
+def test_accounts_are_open_before_the_first_call(budget: Budget, payers: list[str]) -> None:
+    assert shown(budget) == [("b", payer) for payer in payers]
+
+
+def test_no_for_each_is_everyone_whomever_it_binds() -> None:
+    budget = Budget("b", 9, "USD", DAY, when=(Condition("service", ("nobody",)),))
+    # Nothing can be spent of it, but it is part of the policy and so of what is shown.
+    assert shown(budget) == [("b", "(all)")]
+
+
+def test_the_limit_in_force_is_shown() -> None:
+    budget = Budget("b", 9, "USD", DAY, for_each=facts("team"), limits={"research": 5})
+    rows = (row(budget, "research", limit=77), row(budget, "payments", limit=77))
+    views = open_accounts(rows, house(budget), NOW_S)
+    assert [(view.payer, view.limit, view.spent) for view in views] == [
+        ("payments", 9, 3),
+        ("research", 5, 3),
+    ]
+
+
+def test_closed_windows_are_left_out_and_totals_stay() -> None:
+    user = Budget("user", 9, "USD", DAY, for_each=(PayerPart("header", "X-End-User"),))
+    total = Budget("total", 9, "USD", Span("total"))
+    yesterday = user.span.at(NOW_S - 86_400)
+    closed = row(user, "ann", window=yesterday.key, start_s=yesterday.start_s)
+    closed = closed._replace(end_s=yesterday.end_s)
+    assert shown(user, total, rows=(closed, row(user, "bob"), row(total))) == [
+        ("user", "bob"),
+        ("total", "(all)"),
+    ]
+
+
+def test_what_left_the_policy_is_shown_while_its_window_lasts() -> None:
+    old = Budget("old", 9, "USD", DAY)
+    kept = Budget("kept", 9, "USD", DAY)
+    gone = row(old, "just turned", window="day x", start_s=NOW_S - 99, end_s=NOW_S)
+    views = open_accounts((row(old), gone, row(kept)), house(kept), NOW_S)
+    assert [(view.budget, view.retired) for view in views] == [("kept", False), ("old", True)]
+
+
+def test_a_budget_cut_anew_is_one_line() -> None:
+    daily, monthly = Budget("b", 9, "USD", DAY), Budget("b", 90, "USD", Span("month"))
+    views = open_accounts((row(daily), row(monthly, spent=8)), house(monthly), NOW_S)
+    assert [(view.spent, view.limit, view.retired) for view in views] == [(8, 90, False)]
+    tokens = Budget("b", 90, "tokens", DAY)
+    views = open_accounts((row(daily),), house(tokens), NOW_S)
+    assert [(view.unit, view.spent) for view in views] == [("tokens", 0)]
+
+
+def test_json_is_exact() -> None:
+    view = account("b", limit=2_500_000_000, spent=1, held=400_000_000)
+    assert view.as_json() == {
+        "budget": "b",
+        "payer": "(all)",
+        "window_start": "2023-11-14T22:13:10Z",
+        "window_end": "2023-11-14T22:13:30Z",
+        "unit": "USD",
+        "limit": "2.5",
+        "spent": "0.000000001",
+        "held": "0.4",
+        "free": "2.099999999",
+        "retired": False,
+    }
+    total = account("b", window_end_s=None, unit="tokens", limit=5, spent=9).as_json()
+    assert (total["window_start"], total["window_end"], total["free"]) == (None, None, "0")
+
+
+def test_the_accounts_of_one_service() -> None:
+    budgets = (
+        Budget("company", 9, "USD", DAY),
+        Budget("team", 9, "USD", DAY, for_each=facts("team")),
+        Budget("batch", 9, "USD", DAY, when=(Condition("service", ("batch",)),)),
+        Budget("user", 9, "USD", DAY, for_each=(PayerPart("header", "X-End-User"),)),
+    )
+    rows = (row(budgets[3], "ann"), row(Budget("old", 9, "USD", DAY)))
+    policy = house(*budgets)
+    views = open_accounts(rows, policy, NOW_S)
+
+    def of(service: str) -> list[tuple[str, str]]:
+        touched = touched_by(views, policy, SERVICES[service])
+        return [(view.budget, view.payer) for view in touched]
+
+    assert of("checkout") == [("company", "(all)"), ("team", "payments"), ("user", "ann")]
+    assert of("tool") == [("company", "(all)"), ("user", "ann")]
+    assert ("batch", "(all)") in of("batch")
