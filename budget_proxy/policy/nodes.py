@@ -48,6 +48,7 @@ class Scalar:
     quoted: bool
     raw: str = field(repr=False)
     size: int = 1
+    height: int = 0
 
     @property
     def is_null(self) -> bool:
@@ -62,6 +63,7 @@ class Items:
     mark: Mark
     items: tuple[Node, ...]
     size: int
+    height: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class Table:
     mark: Mark
     entries: dict[str, Entry]
     size: int
+    height: int
 
 
 Node: TypeAlias = Scalar | Items | Table
@@ -163,7 +166,7 @@ class _Builder:
         if depth > MAX_DEPTH:
             raise TreeError(mark, f"nested more than {MAX_DEPTH} deep")
         if isinstance(event, yaml.AliasEvent):
-            return self._counted(self._alias(mark, event.anchor))
+            return self._counted(self._alias(mark, event.anchor, depth))
         if event.tag not in (None, "!"):
             self._report(mark, f"tags such as {quoted(event.tag)} have no use here")
         if event.anchor is not None:
@@ -180,12 +183,14 @@ class _Builder:
             raise TreeError(node.mark, f"more than {MAX_NODES} values, aliases written out")
         return node
 
-    def _alias(self, mark: Mark, name: str | None) -> Node:
+    def _alias(self, mark: Mark, name: str | None, depth: int) -> Node:
         if name is None or name not in self._anchors:
             raise TreeError(mark, f"the alias {quoted(name or '')} has no anchor before it")
         node = self._anchors[name]
         if node is None:
             raise TreeError(mark, f"the alias {quoted(name)} contains itself")
+        if depth + node.height > MAX_DEPTH:
+            raise TreeError(mark, f"nested more than {MAX_DEPTH} deep, aliases written out")
         return node
 
     def _value(self, event: Any, mark: Mark, depth: int) -> Node:
@@ -204,19 +209,21 @@ class _Builder:
             if isinstance(event, yaml.SequenceEndEvent):
                 break
             items.append(self._node(event, depth + 1))
-        return Items(mark, tuple(items), 1 + sum(item.size for item in items))
+        height = 1 + max((item.height for item in items), default=0)
+        return Items(mark, tuple(items), 1 + sum(item.size for item in items), height)
 
     def _table(self, mark: Mark, depth: int) -> Table:
         entries: dict[str, Entry] = {}
-        size = 1
+        size = height = 1
         for event in self._events:
             if isinstance(event, yaml.MappingEndEvent):
                 break
             key = self._node(event, depth + 1)
             value = self._node(next(self._events), depth + 1)
             size += 1 + value.size
+            height = max(height, 1 + value.height)
             self._enter(entries, key, _mark(event.start_mark), value)
-        return Table(mark, entries, size)
+        return Table(mark, entries, size, height)
 
     def _enter(self, entries: dict[str, Entry], key: Node, mark: Mark, value: Node) -> None:
         if not isinstance(key, Scalar) or key.is_null:

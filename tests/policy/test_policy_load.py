@@ -1,0 +1,375 @@
+"""Policies that are right, and the values they build."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from policy_support import APP, DAY, GEO, HERE, POLICIES, SECRETS, Prices, checked, loaded
+
+from budget_proxy.core.budget import Condition, Facts, PayerPart
+from budget_proxy.core.house import House, Limits, Timeouts, Waiting
+from budget_proxy.core.money import NANOS
+from budget_proxy.core.window import Span
+from budget_proxy.policy import check, effective, json_schema, load, warnings
+
+ENVIRONMENT = {
+    "OPENAI_API_KEY": "sk-0penai-0123456789",
+    "ANTHROPIC_API_KEY": "sk-ant-0123456789",
+    "BUDGET_PROXY_KEY": "app-key-0123456789",
+    "CHECKOUT_KEY": "checkout-key-0123",
+    "SUPPORT_KEY": "support-key-01234",
+    "RESEARCH_KEY": "research-key-0123",
+    "RESEARCH_KEY_NEXT": "research-key-next",
+    "GEO_KEY": "geo-key-0123456789",
+}
+LLM = 'upstreams: {llm: {url: "https://llm.example.com", tariff: llm, credential: "${OTHER}"}}\n'
+
+
+def sha256(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()
+
+
+@pytest.fixture(scope="module")
+def issue() -> House:
+    """The policy that the project began with, word for word."""
+    return load(HERE / "issue.yaml", environment=ENVIRONMENT)
+
+
+def test_addresses_and_ledger(issue: House) -> None:
+    assert issue.listen == ("127.0.0.1", 8080)
+    assert issue.admin == ("127.0.0.1", 9090)
+    assert issue.ledger == "sqlite:///budget-proxy.db"
+    assert (issue.limits, issue.waiting, issue.tls) == (Limits(), Waiting(), None)
+
+
+def test_upstreams(issue: House) -> None:
+    openai, geo = issue.upstreams["openai"], issue.upstreams["geo"]
+    assert (openai.url, openai.mount, openai.host) == ("https://api.openai.com", "/openai", None)
+    assert openai.credential == ENVIRONMENT["OPENAI_API_KEY"]
+    assert openai.dialect == "openai"
+    assert geo.credential == "", "the caller's own is stripped, none is put in"
+    assert geo.dialect == "problem"
+    (route,) = geo.tariff.routes
+    assert (route.name, route.methods, route.template) == (
+        "/v1/geocode",
+        frozenset({"GET"}),
+        "/v1/geocode",
+    )
+    assert route.rates["requests"].nanos == 5_000_000
+    assert route.not_billed == frozenset(range(400, 500))
+    assert not route.reads_body
+
+
+def test_services(issue: House) -> None:
+    checkout, batch = issue.services["checkout"], issue.services["batch"]
+    assert checkout.keys == (sha256("checkout-key-0123"),)
+    assert (checkout.labels, checkout.priority) == ({"team": "payments"}, "high")
+    assert batch.keys == (bytes.fromhex("aa" * 32), bytes.fromhex("bb" * 32))
+    assert issue.services_by_digest[sha256("checkout-key-0123")] is checkout
+
+
+def test_budgets(issue: House) -> None:
+    budgets = {budget.name: budget for budget in issue.budgets}
+    assert list(budgets) == [
+        "company", "each-team", "pro", "batch", "rate", "tokens", "single", "user", "pilot",
+    ]  # fmt: skip
+    assert budgets["company"].span == Span("month", "Europe/Berlin")
+    assert budgets["company"].limit == 5000 * NANOS
+    assert budgets["each-team"].for_each == (PayerPart("fact", "team"),)
+    assert budgets["each-team"].limits == {"research": 50 * NANOS}
+    assert budgets["pro"].when == (
+        Condition("model", ("gpt-*-pro",)),
+        Condition("team", ("research",), negate=True),
+    )
+    assert (budgets["batch"].on_shortfall, budgets["batch"].max_wait_s) == ("wait", 20.0)
+    assert (budgets["rate"].limit, budgets["rate"].unit) == (600, "requests")
+    assert (budgets["tokens"].limit, budgets["tokens"].unit) == (2_000_000, "tokens")
+    assert budgets["single"].span == Span("request")
+    assert budgets["user"].for_each == (PayerPart("header", "x-end-user"),)
+    assert (budgets["user"].max_payers, budgets["user"].missing) == (50_000, "skip")
+    assert budgets["pilot"].span == Span("total")
+    assert budgets["pilot"].on_shortfall == "report"
+
+
+def test_the_issue_policy_has_nothing_odd() -> None:
+    result = check(HERE / "issue.yaml", environment=ENVIRONMENT)
+    assert result.warnings == []
+    assert warnings(result.house) == []
+
+
+def test_effective_budgets(issue: House) -> None:
+    found = effective(issue)
+    assert [line.budget for line in found["checkout"]] == [
+        "company", "each-team", "pro", "rate", "tokens", "single", "user", "pilot",
+    ]  # fmt: skip
+    by_name = {line.budget: line for line in found["batch"]}
+    assert "pro" not in by_name, "research is excepted"
+    assert (by_name["each-team"].payer, by_name["each-team"].limit) == ("research", "50 USD")
+    assert by_name["user"].payer == "each header:x-end-user"
+    assert by_name["pilot"].applies == ("geo",)
+    assert [line.models for line in found["checkout"] if line.budget == "pro"] == [("gpt-*-pro",)]
+    for line in found["checkout"]:
+        json.dumps(line._asdict())
+
+
+@pytest.mark.parametrize("path", sorted(POLICIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_policies_load_without_a_warning(path: Path) -> None:
+    result = check(path, environment=ENVIRONMENT)
+    assert result.warnings == []
+
+
+def test_quickstart_needs_no_environment() -> None:
+    house = load(POLICIES / "quickstart.yaml", environment={})
+    assert house.upstreams["geo"].url == "http://127.0.0.1:9099"
+    assert house.services["demo"].keys == (sha256("demo-key-0000"),)
+    pocket = next(budget for budget in house.budgets if budget.name == "pocket")
+    price = house.upstreams["geo"].tariff.routes[0].rates["requests"].nanos
+    assert pocket.limit == 4 * price
+
+
+def test_everything_a_file_can_set(tmp_path: Path) -> None:
+    house = loaded(
+        tmp_path,
+        """
+listen: "[::1]:0"
+admin: 0.0.0.0:9191
+admin_token: ${KEY}
+ledger: sqlite:////var/lib/budget-proxy/ledger.db
+hosts: [API.internal, other.internal]
+tls: {cert: /etc/cert.pem, key: /etc/key.pem}
+metrics: {max_accounts: 5_000}
+limits: {max_body: 1 MiB, max_buffered: 64 MiB, max_connections: 7, max_header_line: 8 KiB,
+         header_timeout: 10s, body_timeout: 500ms, write_timeout: 2m, grace: 0s}
+waiting: {max_requests: 0, max_per_service: 5, max_body: 1 kB}
+upstreams:
+  llm:
+    url: https://llm.example.com/base/
+    tariff: llm
+    credential: {header: X-Api-Key, value: "${file:/run/secrets/key}"}
+    mount: /v/llm
+    host: Api.Internal
+    dialect: anthropic
+    max_output: 010
+    floor: 0.10 USD
+    on_unpriced: {charge: 0.20 USD}
+    on_unmatched: {charge: 0.30 USD}
+    on_disconnect: cancel
+    drain: 5s
+    stops_on_disconnect: true
+    timeouts: {connect: 1s, first_byte: 2s, idle: 3s, total: 1h}
+    keepalive: 0s
+    max_connections: 12
+    ca: /etc/ca.pem
+    proxy: http://user:pass@proxy.example.com:3128
+    allow_encoded_slash: true
+    models:
+      mine-*: {input_tokens: 3 USD per 1M, output_tokens: 12 USD per 1M, max_output: 16384}
+services: {app: {key: "${KEY}x", weight: 3}}
+budgets: {day: {limit: 5 USD, per: day, was: daily, opening: zero}}
+""",
+    )
+    assert house.listen == ("::1", 0)
+    assert house.admin_token == sha256(SECRETS["KEY"])
+    assert house.hosts == ("api.internal", "other.internal")
+    assert house.tls is not None
+    assert house.tls.key == "/etc/key.pem"
+    assert house.metrics_max_accounts == 5000
+    assert house.limits == Limits(2**20, 2**26, 7, 8192, 10.0, 0.5, 120.0, 0.0)
+    assert house.waiting == Waiting(0, 5, 1000)
+    llm = house.upstreams["llm"]
+    assert llm.url == "https://llm.example.com/base"
+    assert (llm.credential, llm.tariff.credential, llm.tariff.credential_name) == (
+        "fr0m-a-file-0123456789",
+        "header",
+        "x-api-key",
+    )
+    assert (llm.mount, llm.host, llm.dialect, llm.max_output) == (
+        "/v/llm",
+        "api.internal",
+        "anthropic",
+        10,
+    )
+    assert (llm.floor, llm.charge_unpriced, llm.on_unmatched) == (10**8, 2 * 10**8, 3 * 10**8)
+    assert (llm.on_disconnect, llm.drain_s, llm.stops_on_disconnect) == ("cancel", 5.0, True)
+    assert llm.timeouts == Timeouts(1.0, 2.0, 3.0, 3600.0)
+    assert (llm.keepalive_s, llm.max_connections, llm.ca) == (0.0, 12, "/etc/ca.pem")
+    assert llm.allow_encoded_slash
+    assert isinstance(llm.prices, Prices)
+    assert llm.prices.max_outputs == {"big-*": 4096}
+    own = llm.prices.own["mine-*"]
+    assert own.max_output == 16384
+    assert (own.rates["output_tokens"].nanos, own.rates["output_tokens"].count) == (
+        12 * NANOS,
+        1_000_000,
+    )
+    (budget,) = house.budgets
+    assert (budget.was, budget.opening) == ("daily", "zero")
+
+
+@pytest.mark.parametrize(
+    ("written", "value", "place", "name"),
+    [
+        ('"${KEY}"', SECRETS["KEY"], "bearer", ""),
+        ("pass", None, "bearer", ""),
+        ('{bearer: "${KEY}"}', SECRETS["KEY"], "bearer", ""),
+        ('{query: key, value: "${KEY}"}', SECRETS["KEY"], "query", "key"),
+        ('{basic: "user:${KEY}"}', f"user:{SECRETS['KEY']}", "basic", ""),
+    ],
+)
+def test_credentials(
+    tmp_path: Path, written: str, value: str | None, place: str, name: str
+) -> None:
+    text = GEO.replace("tariff:", f"credential: {written}, tariff:") + APP.replace("KEY", "OTHER")
+    upstream = loaded(tmp_path, text + DAY).upstreams["geo"]
+    assert upstream.credential == value
+    assert (upstream.tariff.credential, upstream.tariff.credential_name) == (place, name)
+
+
+@pytest.mark.parametrize("written", ["12:30", "NO", "010", "1_000", "1e3", "0.10", "true", "0x1F"])
+def test_scalars_are_what_is_written(tmp_path: Path, written: str) -> None:
+    text = GEO + APP.replace("payments", written) + DAY
+    assert loaded(tmp_path, text).services["app"].labels == {"team": written}
+
+
+@pytest.mark.parametrize(
+    ("written", "limit"),
+    [
+        ("0.10 USD", 100_000_000),
+        ("0.1 USD", 100_000_000),
+        ("010 USD", 10 * NANOS),
+        ("1_000 USD", 1000 * NANOS),
+        ("0.000000001 USD", 1),
+        ('"5 USD"', 5 * NANOS),
+        ("${LIMIT:-7 USD}", 7 * NANOS),
+        ("${AMOUNT} USD", 9 * NANOS),
+    ],
+)
+def test_money_is_read_exactly(tmp_path: Path, written: str, limit: int) -> None:
+    text = f"{GEO}{APP}budgets: {{day: {{limit: {written}, per: day}}}}\n"
+    house = loaded(tmp_path, text, environment={**SECRETS, "AMOUNT": "9", "LIMIT": ""})
+    assert house.budgets[0].limit == limit
+
+
+def test_variables_are_escaped_and_not_looked_at_twice(tmp_path: Path) -> None:
+    text = GEO + 'services: {app: {key: "${KEY}", labels: {a: "$${KEY}", b: "${TWICE}"}}}\n' + DAY
+    house = loaded(tmp_path, text, environment={**SECRETS, "TWICE": "${OTHER}"})
+    assert house.services["app"].labels == {"a": "${KEY}", "b": "${OTHER}"}
+
+
+def test_anchors_and_aliases_are_read(tmp_path: Path) -> None:
+    text = GEO + APP + "budgets: {a: &a {limit: 5 USD, per: day}, b: *a}\n"
+    first, second = loaded(tmp_path, text).budgets
+    assert dataclasses.replace(second, name="a") == first
+
+
+@pytest.mark.parametrize(
+    ("budgets", "said"),
+    [
+        (
+            "{day: {limit: 5 USD, on_shortfall: wait, max_wait: 61s}}",
+            "budgets.day.max_wait: waits up to 61 s, but ingresses and SDKs give up at about 60 s",
+        ),
+        (
+            "{all: {limit: 9 USD}, day: {limit: 5 USD, when: {not: {team: nobody}}}}",
+            "budgets.day.when.not.team: no service has the label team: nobody",
+        ),
+        (
+            "{all: {limit: 9 USD}, day: {limit: 5 USD, when: {not: {service: app}}}}",
+            "budgets.day.when: no call can meet this, so the budget never binds",
+        ),
+        (
+            "{day: {limit: 5 USD, for_each: team, limits: {marketing: 1 USD}}}",
+            "budgets.day.limits.marketing: no service has the label team: marketing",
+        ),
+        (
+            "{}",
+            "services.app: no budget binds this service: what it spends on geo has no limit",
+        ),
+    ],
+)
+def test_what_is_odd_is_said(tmp_path: Path, budgets: str, said: str) -> None:
+    result = checked(tmp_path, f"{GEO}{APP}budgets: {budgets}\n")
+    assert said in warnings(result.house)
+    assert any(warning.message == said for warning in result.warnings)
+
+
+def test_secrets_in_the_file_are_warned_of_and_not_shown(tmp_path: Path) -> None:
+    text = (
+        "admin_token: plain-token-0123456789\n"
+        + GEO.replace("tariff:", "credential: plain-credential, tariff:")
+        + APP.replace("${KEY}", "plain-key-0123")
+        + DAY
+    )
+    result = checked(tmp_path, text)
+    said = [str(warning) for warning in result.warnings]
+    assert len(said) == 3
+    assert not any("plain-" in line for line in said)
+
+
+def test_no_secret_is_in_a_repr(tmp_path: Path) -> None:
+    text = LLM.replace("tariff: llm", "tariff: llm, proxy: 'http://u:hunter22@proxy:1'") + APP + DAY
+    result = checked(tmp_path, "admin_token: ${KEY}0\n" + text)
+    shown = repr(result) + str(effective(result.house))
+    for secret in (SECRETS["KEY"], SECRETS["OTHER"], "hunter22"):
+        assert secret not in shown
+
+
+@pytest.mark.parametrize(
+    ("budget", "reads"),
+    [
+        ("{limit: 5 USD}", False),
+        ("{limit: 5 USD, for_each: {header: X-User}, max_payers: 5}", False),
+        ("{limit: 5 USD, for_each: {json: user.id}, max_payers: 5}", True),
+        ("{limit: 5 USD, when: {model: big-*}}", True),
+        ("{limit: 5 USD, for_each: model}", True),
+        ("{limit: 5 USD, when: {model: big-*, upstream: other}}", False),
+    ],
+)
+def test_a_body_is_read_where_a_budget_needs_it(tmp_path: Path, budget: str, reads: bool) -> None:
+    route = "{match: {path: /x}, model: {json: model}, price: {requests: 1 USD}}"
+    tariff = f"tariff: [{route}]"
+    text = (
+        f'upstreams: {{one: {{url: "https://a.example.com", {tariff}}}, '
+        f'other: {{url: "https://b.example.com", {tariff}}}}}\n'
+        f"{APP}budgets: {{day: {budget}}}\n"
+    )
+    house = loaded(tmp_path, text)
+    assert house.upstreams["one"].tariff.routes[0].reads_body is reads
+
+
+def test_a_payer_that_is_missing_needs_a_word(tmp_path: Path) -> None:
+    two = 'services: {app: {key: "${KEY}", labels: {team: a}}, job: {key: "${OTHER}"}}\n'
+    for word in ("skip", "share", "refuse"):
+        text = f"{GEO}{two}budgets: {{each: {{limit: 5 USD, for_each: team, missing: {word}}}}}\n"
+        house = loaded(tmp_path, text)
+        assert house.budgets[0].missing == word
+        payers = [line.payer for line in effective(house)["job"]]
+        assert payers == {"skip": [], "share": ["(shared)"], "refuse": ["(no team: refused)"]}[word]
+
+
+def test_a_budget_binds_what_check_says(tmp_path: Path) -> None:
+    text = LLM + APP + "budgets: {big: {limit: 5 USD, when: {model: [big-*], route: chat}}}\n"
+    house = loaded(tmp_path, text)
+    (line,) = effective(house)["app"]
+    assert (line.applies, line.models) == (("llm: chat",), ("big-*",))
+    facts = Facts("llm", "app", "chat", "big-1", {"team": "payments"})
+    assert house.budgets[0].binds(facts)
+
+
+def test_the_schema_describes_every_key() -> None:
+    schema = json_schema()
+    json.dumps(schema)
+    assert schema["required"] == ["upstreams", "services", "budgets"]
+    assert schema["additionalProperties"] is False
+    undescribed = [
+        f"{name}.{key}"
+        for name, entry in schema["$defs"].items()
+        for key, form in entry.get("properties", {}).items()
+        if "description" not in form and "$ref" not in form
+    ]
+    assert undescribed == []
+    assert "400 to 499" in json.dumps(schema["$defs"]["RouteEntry"])
