@@ -10,6 +10,9 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
+from msgspec import structs
+
 from budget_proxy.call import Departure
 from budget_proxy.core.binding import Binding
 from budget_proxy.core.book import Held, Hold, Leg, Outcome, Release, Short
@@ -29,8 +32,7 @@ TYPICAL_FIRST_S = 1.0
 TYPICAL_WEIGHT = 0.1
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(msgspec.Struct, frozen=True):
     """What admission needs to know of a call."""
 
     hold: Hold
@@ -47,7 +49,6 @@ class _Waiter:
     hold: Hold
     answer: asyncio.Future[Held | Refusal]
     shortfalls: Sequence[Shortfall]
-    barged: bool = False
 
 
 class Admission:
@@ -69,6 +70,7 @@ class Admission:
         self._line = Waitlist(bounds)
         self._waiters: dict[str, _Waiter] = {}
         self._free: dict[Purse, int] = {}
+        self._free_is_old = False
         self._changed = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
         self._typical_s = TYPICAL_FIRST_S
@@ -84,17 +86,17 @@ class Admission:
 
     def changed(self) -> None:
         """Money came back in this process: the line is tried at once."""
-        self._free.clear()
+        self._free_is_old = True
         self._changed.set()
 
     def reload(self, binding: Binding, bounds: Waiting) -> None:
         """A new policy is in force: those in line are judged by its limits."""
-        self._binding = binding
+        was, self._binding = self._binding, binding
         self._line.bounds = bounds
         for ticket in self._line.tickets():
             waiter = self._waiters[ticket.id]
-            legs = _under(binding.budgets, waiter.hold.legs)
-            waiter.hold = replace(waiter.hold, legs=legs)
+            legs = _under(was.budgets, binding.budgets, waiter.hold.legs)
+            waiter.hold = structs.replace(waiter.hold, legs=legs)
             ticket.legs = legs
         self.changed()
 
@@ -127,10 +129,20 @@ class Admission:
         return Wait(now_s + most_s, frozenset(shared)) if most_s > 0 else None
 
     async def _try(self, hold: Hold) -> Held | Short | Refusal:
+        answer = self._ledger.commit(hold)
         try:
-            return _taken(await self._ledger.commit(hold))
+            return _taken(await answer)
         except LedgerDownError:
             return LEDGER_DOWN
+        except asyncio.CancelledError:
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
+                self._give_back(answer.result())
+            raise
+
+    def _give_back(self, outcome: Held | Outcome | Refusal) -> None:
+        """Nobody is there any more to use what was got."""
+        if isinstance(outcome, Held):
+            self._ledger.land(Release(outcome.id, "nobody_waited"))
 
     def _decide(
         self, shortfalls: Sequence[Shortfall], request: Request, came_s: float
@@ -177,6 +189,11 @@ class Admission:
         deadline = loop.call_later(max(0.0, wait.deadline_s - now_s), self._time_out, ticket)
         try:
             await asyncio.wait((waiter.answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if waiter.answer.done():
+                self._give_back(waiter.answer.result())
+            waiter.answer.cancel()
+            raise
         finally:
             deadline.cancel()
             request.gone.then(None)
@@ -211,6 +228,7 @@ class Admission:
         waiter = self._waiters.get(ticket.id)
         if waiter is None or waiter.answer.done():
             return
+        self._line.leave(ticket)
         if not waiter.shortfalls:
             waiter.answer.set_result(self._waited_behind())
             return
@@ -236,14 +254,16 @@ class Admission:
                     async with asyncio.timeout(TICK_S):
                         await self._changed.wait()
                 except TimeoutError:
-                    self._free.clear()
+                    self._free_is_old = True
                 self._changed.clear()
+                if self._free_is_old:
+                    # Here and not where it is set: a round that was under way notes old figures.
+                    self._free.clear()
+                    self._free_is_old = False
                 while await self._round():
                     pass
         finally:
             self._keeper = None
-            if len(self._line):
-                self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     async def _round(self) -> bool:
         """Try whoever may be next; whether anybody got through."""
@@ -259,21 +279,22 @@ class Admission:
 
     def _judge(self, ticket: Ticket, waiter: _Waiter, outcome: Held | Short | Refusal) -> bool:
         if waiter.answer.done() or ticket not in self._line:
-            if isinstance(outcome, Held):
-                # It left while we asked: what it got goes back.
-                self._ledger.land(Release(outcome.id, "nobody_waited"))
+            # It left while we asked: what it got goes back.
+            self._give_back(outcome)
             return False
         if isinstance(outcome, Held):
             self._line.serve(ticket)
             waiter.answer.set_result(outcome)
             return True
+        decision: Refusal | Wait
         if isinstance(outcome, Refusal):
-            waiter.answer.set_result(outcome)
-            return False
-        waiter.shortfalls = outcome.shortfalls
-        self._note(outcome.shortfalls)
-        decision = self._decide(outcome.shortfalls, waiter.request, ticket.joined_s)
+            decision = outcome
+        else:
+            waiter.shortfalls = outcome.shortfalls
+            self._note(outcome.shortfalls)
+            decision = self._decide(outcome.shortfalls, waiter.request, ticket.joined_s)
         if isinstance(decision, Refusal):
+            self._line.leave(ticket)
             waiter.answer.set_result(decision)
         else:
             ticket.short_on = decision.short_on
@@ -298,10 +319,17 @@ def _taken(outcome: Outcome) -> Held | Short:
     raise AssertionError(f"a hold with a fresh id was answered {outcome}")
 
 
-def _under(budgets: Mapping[str, Budget], legs: Sequence[Leg]) -> tuple[Leg, ...]:
-    """The legs with the limits of a new policy; budgets it no longer has bind no more."""
-    return tuple(
-        leg._replace(limit=budgets[leg.budget].limit_for(leg.payer))
-        for leg in legs
-        if leg.budget in budgets
-    )
+def _under(
+    was: Mapping[str, Budget], now: Mapping[str, Budget], legs: Sequence[Leg]
+) -> tuple[Leg, ...]:
+    """The legs under a new policy: budgets it no longer has bind no more, those it cuts anew bind
+    as they did, for the rest its limit and mode count."""
+    kept = []
+    for leg in legs:
+        budget = now.get(leg.budget)
+        if budget is not None and was[leg.budget].shape == budget.shape:
+            enforced = budget.on_shortfall != "report"
+            kept.append(leg._replace(limit=budget.limit_for(leg.payer), enforced=enforced))
+        elif budget is not None:
+            kept.append(leg)
+    return tuple(kept)

@@ -5,12 +5,13 @@ service 1/weight); within a service first come, first served.
 
 A ticket that does not fit may be passed by those behind it that do, but only MAX_PASSED times:
 then nobody behind it takes from an account it waits for. So small requests cannot starve a big
-one, and a big one cannot block requests that need other accounts.
+one, and a big one cannot block requests that need other accounts. Whether a ticket fits is only a
+guess until it is tried, so those tried together are never more than may pass the first of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 
@@ -18,9 +19,8 @@ from budget_proxy.core.book import Leg
 from budget_proxy.core.house import PRIORITIES, Priority, Waiting
 
 MAX_PASSED = 8
-PROBES = 16
-"""How many tickets are tried at once on an account whose state is not known."""
-TURN = 1_000_000
+TURN = 720_720
+"""What a turn costs at weight 1: every weight up to 16 divides it."""
 
 Purse = tuple[str, str]
 """A budget and a payer: an account whatever its window."""
@@ -152,40 +152,33 @@ class Waitlist:
         """Who may be tried now, in order. `free` tells what is left in an account, None where
         that is not known: then a few are tried."""
         left: dict[Purse, int | None] = {}
-        probes: dict[Purse, int] = {}
-        closed: set[Purse] = set()
+        passes: dict[Purse, int] = {}
         picked: list[Ticket] = []
         for ticket in self.order():
             needs = list(ticket.purses)
             for purse, _ in needs:
                 if purse not in left:
                     left[purse] = free(purse)
-            if any(purse in closed for purse, _ in needs):
-                continue
-            if all(_fits(left[purse], amount) for purse, amount in needs):
+            if all(_fits(purse, amount, left, passes) for purse, amount in needs):
                 picked.append(ticket)
-                _take(needs, ticket.short_on, left, probes, closed)
-            elif ticket.passed >= MAX_PASSED:
-                closed |= ticket.short_on
+                for purse, amount in needs:
+                    _take(purse, amount, left, passes)
+            for purse in ticket.short_on:
+                passes[purse] = min(passes.get(purse, MAX_PASSED), MAX_PASSED - ticket.passed)
         return picked
 
 
-def _fits(left: int | None, amount: int) -> bool:
-    return left is None or left >= amount
+def _fits(
+    purse: Purse, amount: int, left: Mapping[Purse, int | None], passes: Mapping[Purse, int]
+) -> bool:
+    known = left[purse]
+    return (known is None or known >= amount) and passes.get(purse, MAX_PASSED) > 0
 
 
 def _take(
-    needs: list[tuple[Purse, int]],
-    short_on: frozenset[Purse],
-    left: dict[Purse, int | None],
-    probes: dict[Purse, int],
-    closed: set[Purse],
+    purse: Purse, amount: int, left: dict[Purse, int | None], passes: dict[Purse, int]
 ) -> None:
-    for purse, amount in needs:
-        known = left[purse]
-        if known is not None:
-            left[purse] = known - amount
-        elif purse in short_on:
-            probes[purse] = probes.get(purse, 0) + 1
-            if probes[purse] >= PROBES:
-                closed.add(purse)
+    if (known := left[purse]) is not None:
+        left[purse] = known - amount
+    if purse in passes:
+        passes[purse] -= 1

@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
+import msgspec
+
 from budget_proxy.core.events import Overrun
 from budget_proxy.core.money import saturated
 from budget_proxy.core.refusal import Shortfall
@@ -141,8 +143,7 @@ class Entry(NamedTuple):
     """JSON: quantities, cost, status; empty where nothing is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Hold:
+class Hold(msgspec.Struct, frozen=True):
     """Set amounts aside for a call. `lifetime_s`: after it the hold is presumed spent."""
 
     id: str
@@ -152,8 +153,7 @@ class Hold:
     about: bytes = b"{}"
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(msgspec.Struct, frozen=True):
     """End a hold at the actual amounts by unit; a unit that is missing settles at its hold."""
 
     id: str
@@ -162,8 +162,7 @@ class Settle:
     result: bytes = b"{}"
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(msgspec.Struct, frozen=True):
     """End a hold at nothing: the call was surely not sent, or surely is not billed."""
 
     id: str
@@ -171,8 +170,7 @@ class Release:
     result: bytes = b"{}"
 
 
-@dataclass(frozen=True, slots=True)
-class Presume:
+class Presume(msgspec.Struct, frozen=True):
     """End a hold at its full amount because nobody else did."""
 
     id: str
@@ -410,11 +408,14 @@ def _end_again(
     for leg in entry.legs:
         actual = _actual(leg.unit, leg.held, operation)
         key = Key(leg.budget, leg.payer, leg.window)
+        change = actual - leg.amount
         account = page.accounts.get(key)
         if account is not None:
-            account.spent = saturated(account.spent + actual - leg.amount)
+            # A person may have taken it back meanwhile: as in `_adjust`, never less than nothing.
+            change = max(change, -account.spent)
+            account.spent = saturated(account.spent + change)
             page.touched.add(key)
-        legs.append(leg._replace(amount=actual))
+        legs.append(leg._replace(amount=leg.amount + change))
         if actual > leg.held:
             overruns.append(Overrun(leg.budget, leg.payer, leg.unit, actual - leg.held))
     corrected = entry._replace(

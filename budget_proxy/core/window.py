@@ -12,7 +12,6 @@ Rules, where a zone's clocks change:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -46,8 +45,7 @@ REQUEST = Window("request", 0, None)
 TOTAL = Window("total", 0, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """How time is cut: `per` a calendar unit in a time zone."""
 
     per: Per

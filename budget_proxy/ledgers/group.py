@@ -1,8 +1,9 @@
 """Group commit: operations that arrive while a commit runs go into the next one together.
 
 Two promises beyond that of the ledger:
-- `commit` answers within `deadline_s` or raises LedgerDownError; a hold that lands after its
-  caller was told so is given back by itself;
+- `commit` answers or raises LedgerDownError; it never waits longer than `deadline_s` for the
+  commit it is in, and as long for the one before it; a hold that lands after its caller was told
+  so is given back by itself;
 - what is given to `land` (settlements, releases) is tried again until it is in the ledger, in
   order, before anything that came later.
 """
@@ -14,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from budget_proxy.core.book import Held, Hold, Operation, Outcome, Release
+from budget_proxy.core.book import AlreadyEnded, Ended, Held, Hold, Operation, Outcome, Release
 from budget_proxy.ledgers import Ledger, LedgerDownError
 
 MAX_BATCH = 512
@@ -28,6 +29,8 @@ class _Waiting(NamedTuple):
     operation: Operation
     answer: asyncio.Future[Outcome]
     must_land: bool
+    again: bool = False
+    """An earlier attempt failed, and may have landed all the same."""
 
 
 class GroupCommit:
@@ -103,6 +106,8 @@ class GroupCommit:
 
     def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
         if not waiting.answer.done():
+            if waiting.again and isinstance(outcome, AlreadyEnded):
+                outcome = Ended(outcome.kind)
             waiting.answer.set_result(outcome)
         elif isinstance(outcome, Held):
             # Its caller was told that the ledger is down, or went away while we committed.
@@ -111,7 +116,7 @@ class GroupCommit:
     async def _failed(self, batch: list[_Waiting], why: str) -> None:
         self._changed(False, why)
         self._refuse(batch, why)
-        kept = [waiting for waiting in batch if waiting.must_land]
+        kept = [waiting._replace(again=True) for waiting in batch if waiting.must_land]
         # A hold may have landed although the answer was an error: give it back, by its id.
         kept += [
             _Waiting(

@@ -1,4 +1,9 @@
-"""The embedded ledger: one SQLite file, one thread, every write under a file lock.
+"""The embedded ledger: one SQLite file, one connection, every write under a file lock.
+
+Who does what: the statements of a commit run on the event loop, where the pages they touch are in
+memory and each takes microseconds; what waits for a disk or another process (the sync of COMMIT, a
+contended lock, opening, reading) runs in one thread. Statements in a thread would hand the
+interpreter lock back and forth some hundred times a commit, and each time wait for a busy loop.
 
 Rules of this file, each paid for by somebody:
 - WAL with synchronous=FULL: a commit that was answered survives a power cut.
@@ -8,6 +13,9 @@ Rules of this file, each paid for by somebody:
 - Never on a network file system: neither lock nor WAL is sound there.
 - After any error the connection is thrown away and opened anew; a half-done transaction is not
   repaired, it is rolled back.
+- Each commit looks whether the file is still the one it opened: SQLite writes on into one that
+  was deleted or replaced, and says that all is well.
+- On the loop nothing waits: whoever else may be writing is waited for in the thread.
 - No decision is taken here: see `core.book`.
 """
 
@@ -18,6 +26,7 @@ import contextlib
 import fcntl
 import os
 import queue
+import re
 import sqlite3
 import threading
 import time
@@ -46,8 +55,13 @@ APPLICATION_ID = 0x62707879  # "bpxy"
 SCHEMA_VERSION = 1
 LOCK_WAIT_S = 2.0
 """How long to wait for another process's write (the command line's corrections are short)."""
+MOUNTS = Path("/proc/self/mountinfo")
 NETWORK_FILE_SYSTEMS = frozenset(
-    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ncpfs", "fuse.sshfs", "ceph", "glusterfs"}
+    (
+        *("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ncpfs", "lustre", "beegfs"),
+        *("ceph", "fuse.ceph-fuse", "glusterfs", "fuse.glusterfs", "gpfs"),
+        *("fuse.sshfs", "fuse.s3fs", "fuse.rclone"),
+    )
 )
 _SCHEMA = """
 CREATE TABLE accounts (
@@ -65,7 +79,6 @@ CREATE TABLE entries (
     id TEXT PRIMARY KEY, at_s REAL NOT NULL, kind TEXT NOT NULL, rule TEXT NOT NULL,
     legs BLOB NOT NULL, about BLOB NOT NULL, result BLOB NOT NULL
 ) WITHOUT ROWID, STRICT;
-CREATE INDEX entries_at ON entries (at_s);
 CREATE TABLE budgets (name TEXT PRIMARY KEY, shape TEXT NOT NULL) WITHOUT ROWID, STRICT;
 """
 _ACCOUNT = "budget, payer, window, unit, start_s, end_s, lim, spent, held"
@@ -73,9 +86,14 @@ _SAVE_ACCOUNT = (
     f"INSERT INTO accounts ({_ACCOUNT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "  # noqa: S608
     "ON CONFLICT DO UPDATE SET lim = excluded.lim, spent = excluded.spent, held = excluded.held"
 )
-_LOAD_ACCOUNT = f"SELECT {_ACCOUNT} FROM accounts WHERE budget = ? AND payer = ? AND window = ?"  # noqa: S608
-_LOAD_HOLD = "SELECT id, owner, at_s, deadline_s, legs, about FROM holds WHERE id = ?"
-_LOAD_ENTRY = "SELECT id, at_s, kind, rule, legs, about, result FROM entries WHERE id = ?"
+_LOAD_ACCOUNTS = (
+    f"SELECT {_ACCOUNT} FROM json_each(?) AS wanted JOIN accounts "  # noqa: S608
+    "ON budget = wanted.value ->> 0 AND payer = wanted.value ->> 1 AND window = wanted.value ->> 2"
+)
+_IDS = "WHERE id IN (SELECT value FROM json_each(?))"
+_LOAD_HOLDS = f"SELECT id, owner, at_s, deadline_s, legs, about FROM holds {_IDS}"  # noqa: S608
+_LOAD_ENTRIES = f"SELECT id, at_s, kind, rule, legs, about, result FROM entries {_IDS}"  # noqa: S608
+_ESCAPED = re.compile(r"\\([0-7]{3})")
 _encode = msgspec.json.Encoder().encode
 _decode_held = msgspec.json.Decoder(tuple[HeldLeg, ...]).decode
 _decode_entry = msgspec.json.Decoder(tuple[EntryLeg, ...]).decode
@@ -91,8 +109,12 @@ class SqliteLedger:
         self._lock_file: int | None = None
         self._instance_file: int | None = None
         self._db: sqlite3.Connection | None = None
+        self._file = (0, 0)
+        """Device and inode of what is open."""
+        self._patience_s = 0.0
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
+        self._turn = asyncio.Lock()
         self._closed = False
 
     @classmethod
@@ -100,7 +122,8 @@ class SqliteLedger:
         """Open or create the file. `sole`: also take the instance lock, so that every other owner
         of a hold is surely dead. Raises LedgerRefusedError with the remedy.
         """
-        ledger = cls(path, clock)
+        # Side files stand beside the file itself: whoever names it by a link takes the same lock.
+        ledger = cls(Path(os.path.realpath(path)), clock)
         try:
             ledger._prepare(sole)
         except BaseException:
@@ -135,11 +158,7 @@ class SqliteLedger:
             error: BaseException | None = None
             try:
                 result = work()
-            except (sqlite3.Error, OSError) as failure:
-                self._drop_connection()
-                error = LedgerDownError(f"{self._path}: {failure}")
             except Exception as failure:
-                self._drop_connection()
                 error = failure
             # The loop is gone only when the whole process is going.
             with contextlib.suppress(RuntimeError):
@@ -152,41 +171,68 @@ class SqliteLedger:
 
     async def commit(self, batch: Sequence[Operation]) -> Sequence[Outcome]:
         """See `Ledger.commit`."""
-        return await self._in_thread(lambda: self._commit(batch))
+        async with self._turn:
+            if self._lock_file is None:
+                raise LedgerDownError(f"{self._path} is closed")
+            await self._take_lock()
+            try:
+                if not self._begin():
+                    await self._in_thread(self._begin_patiently)
+                outcomes = self._apply(batch)
+                await self._in_thread(self._sync)
+            except (sqlite3.Error, OSError) as failure:
+                self._undo()
+                raise LedgerDownError(f"{self._path}: {failure}") from failure
+            except BaseException:
+                self._undo()
+                raise
+            finally:
+                self._unlock()
+            return outcomes
 
     async def accounts(self) -> list[AccountState]:
         """See `Ledger.accounts`."""
-        return await self._in_thread(self.read_accounts)
+        return await self._reading(self.read_accounts)
 
     async def holds(self) -> list[OpenHold]:
         """See `Ledger.holds`."""
-        return await self._in_thread(self._read_holds)
+        return await self._reading(self._read_holds)
 
     async def entries(self, since_s: float) -> list[Entry]:
         """See `Ledger.entries`."""
-        return await self._in_thread(lambda: self._read_entries(since_s))
+        return await self._reading(lambda: self._read_entries(since_s))
 
     async def budgets(self) -> list[BudgetRow]:
         """See `Ledger.budgets`."""
-        return await self._in_thread(self._read_budgets)
+        return await self._reading(self._read_budgets)
 
     async def remember_budgets(self, rows: Iterable[BudgetRow]) -> None:
         """See `Ledger.remember_budgets`."""
         kept = list(rows)
-        await self._in_thread(lambda: self._save_budgets(kept))
+        await self._reading(lambda: self._save_budgets(kept))
 
     async def check(self) -> list[str]:
         """See `Ledger.check`."""
-        return await self._in_thread(self._check)
+        return await self._reading(self._check)
 
     async def close(self) -> None:
         """See `Ledger.close`."""
-        if self._closed:
-            return
-        done = self._in_thread(self._give_up)
-        self._closed = True
-        self._jobs.put(None)
-        await done
+        async with self._turn:
+            if self._closed:
+                return
+            done = self._in_thread(self._give_up)
+            self._closed = True
+            self._jobs.put(None)
+            await done
+
+    async def _reading(self, work: Callable[[], T]) -> T:
+        """Run in the thread, between commits."""
+        async with self._turn:
+            try:
+                return await self._in_thread(lambda: self._patiently(work))
+            except (sqlite3.Error, OSError) as failure:
+                await self._in_thread(self._drop_connection)
+                raise LedgerDownError(f"{self._path}: {failure}") from failure
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -197,8 +243,7 @@ class SqliteLedger:
                 self._instance_file = _lock_now(self._side_file(".instance"), self._path)
             self._lock_file = os.open(self._side_file(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
             with self._write_lock():
-                self._db = self._connect()
-                self._check_or_create(self._db)
+                self._connect(create=True)
         except (sqlite3.Error, OSError, LedgerDownError) as error:
             raise LedgerRefusedError(
                 f"{self._path} cannot be used as a ledger: {error}. "
@@ -208,23 +253,34 @@ class SqliteLedger:
     def _side_file(self, suffix: str) -> Path:
         return self._path.with_name(self._path.name + suffix)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, *, create: bool) -> sqlite3.Connection:
+        """Open the file, and write to it only if it is ours. Only under the write lock."""
         # 0600: the ledger names services, payers and spending.
-        os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
-        db = sqlite3.connect(
+        handle = os.open(self._path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
+        self._file = _identity(os.fstat(handle))
+        os.close(handle)
+        self._db = db = sqlite3.connect(
             self._path, isolation_level=None, check_same_thread=False, timeout=LOCK_WAIT_S
         )
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA cache_size = -16000")
+        self._patience_s = LOCK_WAIT_S
+        try:
+            if not self._is_ours(db):
+                self._create(db, create)
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA cache_size = -16000")
+        except BaseException:
+            self._undo()
+            raise
         return db
 
-    def _check_or_create(self, db: sqlite3.Connection) -> None:
+    def _is_ours(self, db: sqlite3.Connection) -> bool:
+        """Whether there is a ledger in the file; False: nothing at all."""
         application = db.execute("PRAGMA application_id").fetchone()[0]
         version = db.execute("PRAGMA user_version").fetchone()[0]
         tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
         if application == APPLICATION_ID and version == SCHEMA_VERSION:
-            return
+            return True
         if application == APPLICATION_ID:
             raise LedgerRefusedError(
                 f"{self._path} was written by another version (schema {version}, this one knows "
@@ -234,6 +290,11 @@ class SqliteLedger:
             raise LedgerRefusedError(
                 f"{self._path} is an SQLite file of something else. Name another file."
             )
+        return False
+
+    def _create(self, db: sqlite3.Connection, allowed: bool) -> None:
+        if not allowed:
+            raise OSError("the ledger file was emptied; put it back, or restart to begin a new one")
         db.executescript(
             f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; "
             f"PRAGMA user_version = {SCHEMA_VERSION}; {_SCHEMA} COMMIT;"
@@ -241,38 +302,68 @@ class SqliteLedger:
 
     # -- locks and connections -------------------------------------------------------------------
 
+    def _try_lock(self) -> bool:
+        assert self._lock_file is not None, "the side file is opened first"
+        try:
+            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    async def _take_lock(self) -> None:
+        try:
+            if not self._try_lock():
+                await self._in_thread(self._wait_for_lock)
+        except OSError as failure:
+            raise LedgerDownError(f"{self._path}: {failure}") from failure
+
+    def _wait_for_lock(self) -> None:
+        deadline_s = time.monotonic() + LOCK_WAIT_S
+        while not self._try_lock():
+            if time.monotonic() > deadline_s:
+                raise LedgerDownError(f"{self._path}: another process keeps the write lock")
+            time.sleep(0.0005)
+
+    def _unlock(self) -> None:
+        assert self._lock_file is not None, "it was locked"
+        fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+
     @contextlib.contextmanager
     def _write_lock(self) -> Iterator[None]:
-        assert self._lock_file is not None, "the side file is opened first"
-        deadline_s = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline_s:
-                    raise LedgerDownError(
-                        f"{self._path}: another process keeps the write lock"
-                    ) from None
-                time.sleep(0.0005)
+        self._wait_for_lock()
         try:
             yield
         finally:
-            fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+            self._unlock()
 
     def _connection(self) -> sqlite3.Connection:
         """The connection, opened anew after an error. Only under the write lock."""
-        if self._db is None:
-            if not self._path.exists():
-                raise OSError("the ledger file is gone; put it back or restart to begin a new one")
-            self._db = self._connect()
-        return self._db
+        try:
+            there = _identity(self._path.stat())
+        except FileNotFoundError:
+            raise OSError(
+                "the ledger file is gone; put it back, or restart to begin a new one"
+            ) from None
+        if there != self._file:
+            # Nor is it opened: the log of the old one would be written into it.
+            raise OSError("the ledger file was replaced; put the old one back, or restart")
+        return self._db or self._connect(create=False)
+
+    def _wait_at_most(self, patience_s: float) -> None:
+        """How long SQLite itself waits for another program that has the file locked."""
+        if self._db is not None and self._patience_s != patience_s:
+            self._db.execute(f"PRAGMA busy_timeout = {int(patience_s * 1000)}")
+            self._patience_s = patience_s
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        """Only in the thread."""
+        self._wait_at_most(LOCK_WAIT_S)
+        return work()
 
     def _drop_connection(self) -> None:
         if self._db is not None:
-            with contextlib.suppress(sqlite3.Error, LedgerDownError), self._write_lock():
-                self._db.close()
-            self._db = None
+            with contextlib.suppress(LedgerDownError, OSError), self._write_lock():
+                self._undo()
 
     def _give_up(self) -> None:
         self._drop_connection()
@@ -284,21 +375,43 @@ class SqliteLedger:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    def _commit(self, batch: Sequence[Operation]) -> list[Outcome]:
-        with self._write_lock():
-            db = self._connection()
+    def _begin(self) -> bool:
+        """Begin a transaction; False where another program is writing: a backup, somebody's shell.
+        Only under the write lock, which those do not know."""
+        db = self._connection()
+        self._wait_at_most(0.0)
+        try:
             db.execute("BEGIN IMMEDIATE")
-            try:
-                now_s = self._clock()
-                page = _load(db, batch, now_s)
-                outcomes = [book.apply(operation, page, now_s) for operation in batch]
-                _save(db, page)
-                db.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    db.execute("ROLLBACK")
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
                 raise
-            return outcomes
+            return False
+        return True
+
+    def _begin_patiently(self) -> None:
+        assert self._db is not None, "it was opened to begin"
+        self._wait_at_most(LOCK_WAIT_S)
+        self._db.execute("BEGIN IMMEDIATE")
+
+    def _apply(self, batch: Sequence[Operation]) -> list[Outcome]:
+        """The transaction but for its beginning and end."""
+        assert self._db is not None, "a transaction is open"
+        db, now_s = self._db, self._clock()
+        page = _load(db, batch, now_s)
+        outcomes = [book.apply(operation, page, now_s) for operation in batch]
+        _save(db, page)
+        return outcomes
+
+    def _sync(self) -> None:
+        assert self._db is not None, "a transaction is open"
+        self._db.execute("COMMIT")
+
+    def _undo(self) -> None:
+        """Roll back by closing: what state the connection is in is not worth knowing."""
+        if self._db is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.close()
+            self._db = None
 
     def _save_budgets(self, rows: list[BudgetRow]) -> None:
         with self._write_lock():
@@ -344,8 +457,14 @@ class SqliteLedger:
         return [_entry(row) for row in rows]
 
     def _check(self) -> list[str]:
-        """Every account holds what its open holds keep in it. One thread writes, so what it reads
-        here belongs together."""
+        """Every account holds what its open holds keep in it, read at one point in time."""
+        self._rows("BEGIN")
+        try:
+            return self._unbalanced()
+        finally:
+            self._rows("COMMIT")
+
+    def _unbalanced(self) -> list[str]:
         kept: dict[Key, int] = {}
         for hold in self._read_holds():
             for leg in hold.legs:
@@ -363,39 +482,28 @@ class SqliteLedger:
 
 
 def _load(db: sqlite3.Connection, batch: Sequence[Operation], now_s: float) -> Page:
+    """The page of a batch, in three statements however long it is."""
     page = Page()
-    for operation in batch:
-        if operation.id in page.holds or operation.id in page.ended:
-            continue
-        if (row := db.execute(_LOAD_HOLD, (operation.id,)).fetchone()) is not None:
-            page.holds[operation.id] = _hold(row)
-        elif (row := db.execute(_LOAD_ENTRY, (operation.id,)).fetchone()) is not None:
-            page.ended[operation.id] = _entry(row)
+    named = {operation.id for operation in batch}
+    page.holds = {row[0]: _hold(row) for row in db.execute(_LOAD_HOLDS, (_encode(named),))}
+    rest = named - page.holds.keys()
+    if rest:
+        page.ended = {row[0]: _entry(row) for row in db.execute(_LOAD_ENTRIES, (_encode(rest),))}
     wanted: set[Key] = set()
     for operation in batch:
         wanted.update(book.keys_of(operation, page.holds, now_s))
-        wanted.update(book.late_keys(operation, page.ended))
-    for key in sorted(wanted):
-        if (row := db.execute(_LOAD_ACCOUNT, key).fetchone()) is not None:
-            page.accounts[key] = _account(row)
+        if page.ended:
+            wanted.update(book.late_keys(operation, page.ended))
+    for row in db.execute(_LOAD_ACCOUNTS, (_encode(wanted),)):
+        account = _account(row)
+        page.accounts[account.key] = account
     return page
 
 
 def _save(db: sqlite3.Connection, page: Page) -> None:
     db.executemany(
         _SAVE_ACCOUNT,
-        [
-            (
-                *account.key,
-                account.unit,
-                account.start_s,
-                account.end_s,
-                account.limit,
-                account.spent,
-                account.held,
-            )
-            for account in (page.accounts[key] for key in sorted(page.touched))
-        ],
+        [_account_row(page.accounts[key]) for key in sorted(page.touched)],
     )
     db.executemany(
         "INSERT INTO holds (id, owner, at_s, deadline_s, legs, about) VALUES (?, ?, ?, ?, ?, ?)",
@@ -443,6 +551,10 @@ def _entry(row: tuple[Any, ...]) -> Entry:
     return Entry(entry_id, at_s, kind, rule, _decode_entry(legs), about, result)
 
 
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
 def _lock_now(path: Path, ledger: Path) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
@@ -453,11 +565,18 @@ def _lock_now(path: Path, ledger: Path) -> int:
             f"{ledger} is in use by another budget-proxy. Stop it, or give this one a ledger "
             "of its own (two instances on one ledger file are not supported)."
         ) from None
+    except BaseException:
+        os.close(handle)
+        raise
     return handle
 
 
 def _refuse_network(path: Path) -> None:
-    kind = _file_system(path.resolve().parent)
+    try:
+        mounts = MOUNTS.read_text(encoding="utf-8")
+    except OSError:
+        return  # a system that does not tell
+    kind = file_system(path.parent, mounts)
     if kind in NETWORK_FILE_SYSTEMS:
         raise LedgerRefusedError(
             f"{path} is on a network file system ({kind}), where SQLite can lose commits. "
@@ -465,16 +584,12 @@ def _refuse_network(path: Path) -> None:
         )
 
 
-def _file_system(folder: Path) -> str:
-    """The type of the file system a folder is on; empty where the system does not tell."""
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
+def file_system(folder: Path, mounts: str) -> str:
+    """The type of the file system a folder is on, by Linux's table of mounts (`mountinfo`)."""
     best, kind = "", ""
-    for line in mounts:
+    for line in mounts.splitlines():
         left, _, right = line.partition(" - ")
-        point = left.split()[4].replace("\\040", " ")
+        point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), left.split()[4])
         inside = folder == Path(point) or Path(point) in folder.parents
         if inside and len(point) >= len(best):
             best, kind = point, right.split()[0]

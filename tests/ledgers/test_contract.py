@@ -1,0 +1,327 @@
+"""What every store promises, whatever it keeps the book in. A new store adds itself to STORES."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_ledger import MemoryLedger
+
+from budget_proxy.core.book import (
+    Adjust,
+    Adjusted,
+    AlreadyEnded,
+    Ended,
+    Held,
+    Hold,
+    Leg,
+    NoSuchHold,
+    Outcome,
+    Presume,
+    Release,
+    Settle,
+    Short,
+)
+from budget_proxy.core.window import Span
+from budget_proxy.ledgers import BudgetRow, Clock, Ledger, LedgerDownError
+from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.sqlite import SqliteLedger
+
+TOTAL, DAY = Span("total"), Span("day", "Europe/Berlin")
+NOW_S = 1_800_000_000.0
+RACERS, ROOM = 200, 60
+Store = Callable[[Path, Clock], Ledger]
+
+STORES: dict[str, Store] = {
+    "sqlite": lambda folder, clock: SqliteLedger.open(folder / "ledger.db", clock=clock),
+    "memory": lambda folder, clock: MemoryLedger(clock),
+}
+DURABLE = ("sqlite",)
+
+
+def leg(name: str = "A", amount: int = 1, limit: int = 100, **more: Any) -> Leg:
+    given = {"payer": "(all)", "unit": "USD", "span": TOTAL} | more
+    return Leg(budget=name, limit=limit, amount=amount, **given)
+
+
+def hold(hold_id: str, *legs: Leg, owner: str = "me") -> Hold:
+    return Hold(hold_id, owner, legs or (leg(),), 60.0, b'{"service":"s"}')
+
+
+def settle(hold_id: str, amount: int) -> Settle:
+    return Settle(hold_id, {"USD": amount}, "actual", b'{"status":200}')
+
+
+def adjust(name: str, amount: int) -> Adjust:
+    return Adjust(name, "A", "(all)", "USD", TOTAL, 100, amount, b"{}")
+
+
+def kinds(outcomes: Sequence[Outcome]) -> list[type]:
+    return [type(outcome) for outcome in outcomes]
+
+
+async def figures(ledger: Ledger) -> dict[str, tuple[int, int]]:
+    return {account.budget: (account.spent, account.held) for account in await ledger.accounts()}
+
+
+@pytest.fixture(params=STORES)
+def told(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    """Runs a story with an open store, and checks and closes the store after it."""
+    now = [NOW_S]
+
+    def run(story: Callable[..., Awaitable[None]]) -> None:
+        async def whole() -> None:
+            ledger = STORES[request.param](tmp_path, lambda: now[0])
+            try:
+                await story(ledger)
+                assert await ledger.check() == []
+            finally:
+                await ledger.close()
+
+        asyncio.run(whole())
+
+    run.now = now  # type: ignore[attr-defined]
+    return run
+
+
+def test_a_batch_is_its_operations_in_order(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        outcomes = await ledger.commit(
+            [
+                hold("1", leg(amount=60)),
+                hold("2", leg(amount=60)),
+                settle("1", 10),
+                hold("3", leg(amount=60)),
+                hold("3", leg(amount=60)),
+                settle("1", 10),
+                Release("2", "not_sent"),
+                Presume("3", "deadline"),
+                settle("3", 70),
+                adjust("x", 5),
+                adjust("x", 5),
+            ]
+        )
+        assert kinds(outcomes) == [
+            *(Held, Short, Ended, Held, Held, AlreadyEnded, NoSuchHold, Ended, Ended),
+            *(Adjusted, Adjusted),
+        ]
+        assert [outcomes[7].kind, outcomes[8].kind] == ["presumed", "corrected"]
+        assert [overrun.amount for overrun in outcomes[8].overruns] == [10]
+        assert await figures(ledger) == {"A": (85, 0)}
+        assert await ledger.holds() == []
+
+    told(story)
+
+
+def test_the_same_over_separate_batches(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        steps = [
+            (hold("1", leg(amount=60)), Held),
+            (hold("1", leg(amount=60)), Held),
+            (hold("2", leg(amount=60)), Short),
+            (Presume("1", "deadline"), Ended),
+            (Presume("1", "deadline"), AlreadyEnded),
+            (settle("1", 10), Ended),
+            (settle("1", 10), AlreadyEnded),
+            (hold("1", leg(amount=60)), AlreadyEnded),
+            (Release("2", "not_sent"), NoSuchHold),
+            (adjust("x", 5), Adjusted),
+            (adjust("x", 5), Adjusted),
+        ]
+        for operation, kind in steps:
+            assert kinds(await ledger.commit([operation])) == [kind], operation
+        assert await figures(ledger) == {"A": (15, 0)}
+
+    told(story)
+
+
+def test_a_hold_is_taken_in_all_accounts_or_in_none(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        await ledger.commit([hold("1", leg("A", 5), leg("B", 95))])
+        [short] = await ledger.commit([hold("2", leg("A", 5), leg("B", 6), leg("C", 101))])
+        assert isinstance(short, Short)
+        assert [(s.budget, s.kind) for s in short.shortfalls] == [("C", "too_large"), ("B", "held")]
+        assert await figures(ledger) == {"A": (0, 5), "B": (0, 95)}
+
+    told(story)
+
+
+class BrokenError(Exception):
+    pass
+
+
+def test_a_batch_is_kept_whole_or_not_at_all(told: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever goes wrong in the middle of it, and it does not matter what."""
+    from budget_proxy.core import book
+
+    real = book.apply
+
+    def breaks(operation: Any, page: Any, now_s: float) -> Outcome:
+        if operation.id == "broken":
+            raise BrokenError
+        return real(operation, page, now_s)
+
+    async def story(ledger: Ledger) -> None:
+        await ledger.commit([hold("1", leg(amount=5))])
+        before = await figures(ledger), await ledger.holds(), await ledger.entries(0)
+        monkeypatch.setattr(book, "apply", breaks)
+        with pytest.raises(BrokenError):
+            await ledger.commit([settle("1", 5), hold("2"), hold("broken")])
+        assert (await figures(ledger), await ledger.holds(), await ledger.entries(0)) == before
+        assert kinds(await ledger.commit([settle("1", 5), hold("2")])) == [Ended, Held]
+
+    told(story)
+
+
+def test_racers_never_pass_the_limit(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        commit = GroupCommit(ledger, deadline_s=60)
+        won = []
+
+        async def race(number: int) -> None:
+            name = f"{number}"
+            if isinstance(await commit.commit(hold(name, leg(limit=ROOM))), Held):
+                won.append(name)
+                await asyncio.sleep(0)
+                if number % 3:
+                    commit.land(settle(name, 1))
+
+        async with asyncio.TaskGroup() as racers:
+            for number in range(RACERS):
+                racers.create_task(race(number))
+        await commit.settled()
+        assert len(won) == ROOM
+        kept = sum(1 for name in won if not int(name) % 3)
+        assert await figures(ledger) == {"A": (ROOM - kept, kept)}
+        assert len(await ledger.entries(0)) == ROOM - kept
+
+    told(story)
+
+
+def test_readers_see_holds_and_entries_as_they_were_written(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        each = leg("D", 7, span=DAY, payer="Zoë|\u2014 \"'", unit="tokens")
+        await ledger.commit([hold("2", each, owner="you"), hold("1", leg(amount=3))])
+        [first, second] = await ledger.holds()
+        assert (first.id, first.owner, first.about) == ("1", "me", b'{"service":"s"}')
+        assert (first.at_s, first.deadline_s) == (NOW_S, NOW_S + 60)
+        window = DAY.at(NOW_S)
+        assert second.legs[0] == ("D", "Zoë|\u2014 \"'", window.key, "tokens", 7)
+        told.now[0] += 5
+        await ledger.commit([settle("2", 1)])
+        told.now[0] += 5
+        await ledger.commit([settle("1", 2)])
+        entries = await ledger.entries(0)
+        assert [(entry.id, entry.at_s - NOW_S, entry.kind) for entry in entries] == [
+            ("2", 5, "settled"),
+            ("1", 10, "settled"),
+        ]
+        assert entries[0].legs == (("D", "Zoë|\u2014 \"'", window.key, "tokens", 7, 7),)
+        assert (entries[1].rule, entries[1].result) == ("actual", b'{"status":200}')
+        assert [entry.id for entry in await ledger.entries(NOW_S + 10)] == ["1"]
+        assert await ledger.entries(NOW_S + 11) == []
+
+    told(story)
+
+
+def test_readers_see_the_accounts_whose_window_is_open(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        await ledger.commit([hold("1", leg("D", 7, span=DAY), leg("A", 7))])
+        window = DAY.at(NOW_S)
+        assert window.end_s is not None
+        [forever, day] = sorted(await ledger.accounts())
+        assert (forever.window, forever.start_s, forever.end_s) == ("total", 0, None)
+        assert (day.window, day.start_s, day.end_s) == window
+        assert (day.limit, day.spent, day.held, day.unit) == (100, 0, 7, "USD")
+        for now_s, seen in (
+            (window.end_s - 1, ["A", "D"]),
+            (window.end_s, ["A"]),
+            (window.start_s, ["A", "D"]),
+            (window.start_s - 1, ["A"]),
+        ):
+            told.now[0] = now_s
+            assert sorted(await figures(ledger)) == seen
+
+    told(story)
+
+
+def test_an_operation_is_booked_in_the_window_of_the_ledgers_clock(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        await ledger.commit([hold("1", leg("D", 60, span=DAY))])
+        told.now[0] += 86_400
+        assert kinds(await ledger.commit([hold("2", leg("D", 60, span=DAY))])) == [Held]
+        await ledger.commit([settle("1", 70)])
+        assert await figures(ledger) == {"D": (0, 60)}
+        told.now[0] -= 86_400
+        assert await figures(ledger) == {"D": (70, 0)}
+        assert kinds(await ledger.commit([hold("3", leg("D", 60, span=DAY))])) == [Short]
+
+    told(story)
+
+
+def test_the_shapes_of_budgets_are_remembered(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        assert await ledger.budgets() == []
+        await ledger.remember_budgets([BudgetRow("a", "x"), BudgetRow("b", "y")])
+        await ledger.remember_budgets(iter([BudgetRow("b", "z")]))
+        assert sorted(await ledger.budgets()) == [("a", "x"), ("b", "z")]
+
+    told(story)
+
+
+def test_an_empty_batch_and_a_long_one(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        assert list(await ledger.commit([])) == []
+        names = [f"{number}" for number in range(1200)]
+        outcomes = await ledger.commit([hold(name, leg(name, 1)) for name in names])
+        assert kinds(outcomes) == [Held] * 1200
+        outcomes = await ledger.commit([settle(name, 1) for name in reversed(names)])
+        assert kinds(outcomes) == [Ended] * 1200
+        assert len(await ledger.entries(0)) == 1200
+
+    told(story)
+
+
+def test_a_closed_ledger_says_that_it_is_down(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        await ledger.close()
+        await ledger.close()
+        with pytest.raises(LedgerDownError):
+            await ledger.commit([hold("1")])
+
+    with pytest.raises(LedgerDownError):
+        told(story)  # which looks into it once more
+
+
+@pytest.mark.parametrize("store", DURABLE)
+def test_what_was_answered_is_there_after_a_restart(store: str, tmp_path: Path) -> None:
+    async def life(work: Callable[[Ledger], Awaitable[Any]]) -> Any:
+        ledger = STORES[store](tmp_path, lambda: NOW_S)
+        try:
+            return await work(ledger)
+        finally:
+            await ledger.close()
+
+    async def first(ledger: Ledger) -> None:
+        await ledger.commit([hold("1", leg(amount=30)), hold("2", leg("B", 5)), adjust("x", 4)])
+        await ledger.commit([settle("1", 20), hold("3", leg(amount=6))])
+        await ledger.remember_budgets([BudgetRow("A", "shape")])
+
+    async def everything(ledger: Ledger) -> Any:
+        read = (ledger.accounts, ledger.holds, ledger.budgets, ledger.check)
+        return [sorted(await one()) for one in read] + [await ledger.entries(0)]
+
+    async def again(ledger: Ledger) -> None:
+        repeated = [settle("1", 20), hold("2", leg("B", 5)), adjust("x", 4), settle("9", 1)]
+        got = kinds(await ledger.commit(repeated))
+        assert got == [AlreadyEnded, Held, Adjusted, NoSuchHold]
+        assert await figures(ledger) == {"A": (24, 6), "B": (0, 5)}
+
+    asyncio.run(life(first))
+    before = asyncio.run(life(everything))
+    asyncio.run(life(again))
+    assert asyncio.run(life(everything)) == before
+    assert [len(part) for part in before] == [2, 2, 1, 0, 2]

@@ -1,0 +1,602 @@
+"""What the SQLite file adds to the contract: locks, foreign files, failing disks, two processes."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import multiprocessing
+import os
+import sqlite3
+import stat
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from budget_proxy.core.book import Adjust, Held, Hold, Leg, Outcome, Release, Settle
+from budget_proxy.core.window import Span
+from budget_proxy.ledgers import LedgerDownError, LedgerRefusedError, sqlite
+from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.sqlite import SqliteLedger, file_system
+
+NOW_S = 1_800_000_000.0
+TOTAL = Span("total")
+
+
+def hold(hold_id: str, amount: int = 1, limit: int = 100, about: bytes = b"{}") -> Hold:
+    return Hold(hold_id, "me", (Leg("A", "(all)", "USD", TOTAL, limit, amount),), 60.0, about)
+
+
+def settle(hold_id: str, amount: int = 1) -> Settle:
+    return Settle(hold_id, {"USD": amount}, "actual")
+
+
+async def figures(ledger: SqliteLedger) -> list[tuple[int, int]]:
+    return [(account.spent, account.held) for account in await ledger.accounts()]
+
+
+def run(story: Callable[[SqliteLedger], Awaitable[None]], path: Path, **more: Any) -> None:
+    async def whole() -> None:
+        ledger = SqliteLedger.open(path, **more)
+        try:
+            await story(ledger)
+        finally:
+            await ledger.close()
+
+    asyncio.run(whole())
+
+
+# -- files that cannot be a ledger ---------------------------------------------------------------
+
+
+def a_database(path: Path, *statements: str) -> None:
+    db = sqlite3.connect(path)
+    for statement in statements:
+        db.execute(statement)
+    db.commit()
+    db.close()
+
+
+def a_foreign_database(path: Path) -> None:
+    a_database(path, "CREATE TABLE theirs (x)", "INSERT INTO theirs VALUES (1)")
+
+
+def a_foreign_database_without_tables(path: Path) -> None:
+    a_database(path, "PRAGMA application_id = 7")
+
+
+def a_newer_ledger(path: Path) -> None:
+    asyncio.run(SqliteLedger.open(path).close())
+    a_database(path, f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
+
+
+def garbage(path: Path) -> None:
+    path.write_bytes(b"budgets:\n  company: {limit: 5 USD}\n" * 300)
+
+
+def a_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def a_place_that_is_not_there(path: Path) -> None:
+    path.parent.rmdir()
+
+
+def a_place_inside_a_file(path: Path) -> None:
+    path.parent.rmdir()
+    path.parent.write_text("not a folder")
+
+
+def a_link_to_itself(path: Path) -> None:
+    path.symlink_to(path)
+
+
+REFUSED: list[tuple[Callable[[Path], None], str]] = [
+    (a_foreign_database, "is an SQLite file of something else. Name another file."),
+    (a_foreign_database_without_tables, "is an SQLite file of something else"),
+    (a_newer_ledger, "Run the version that wrote it, or newer."),
+    (garbage, "file is not a database. Name a writable file"),
+    (a_folder, "Is a directory"),
+    (a_place_that_is_not_there, "No such file or directory"),
+    (a_place_inside_a_file, "Not a directory"),
+    (a_link_to_itself, "Too many levels of symbolic links"),
+]
+
+
+@pytest.mark.parametrize(("make", "says"), REFUSED, ids=[row[0].__name__ for row in REFUSED])
+def test_what_is_not_a_ledger_is_refused_and_left_as_it_is(
+    make: Callable[[Path], None], says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "place" / "ledger.db"
+    path.parent.mkdir()
+    make(path)
+    before = path.read_bytes() if path.is_file() else None
+    for sole in (False, True):
+        with pytest.raises(LedgerRefusedError) as caught:
+            SqliteLedger.open(path, sole=sole)
+        assert says in str(caught.value)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+    assert (path.read_bytes() if path.is_file() else None) == before
+    assert not Path(f"{path}-wal").exists()
+
+
+def test_a_refused_open_leaves_no_lock_behind(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    garbage(path)
+    for _ in range(2):
+        with pytest.raises(LedgerRefusedError, match="not a database"):
+            SqliteLedger.open(path, sole=True)
+    path.unlink()
+    asyncio.run(SqliteLedger.open(path, sole=True).close())
+
+
+def test_a_file_that_may_not_be_written_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "ledger.db", os.open
+    asyncio.run(SqliteLedger.open(path).close())
+
+    def as_somebody_else(name: Any, flags: int, mode: int = 0o777) -> int:
+        if name == path and flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(name, flags, mode)
+
+    with monkeypatch.context() as patch:  # root, who may run this, may write everywhere
+        patch.setattr(os, "open", as_somebody_else)
+        with pytest.raises(LedgerRefusedError, match=r"Permission denied.*Name a writable file"):
+            SqliteLedger.open(path)
+    asyncio.run(SqliteLedger.open(path).close())
+
+
+def test_an_empty_file_becomes_a_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    path.touch()
+    asyncio.run(SqliteLedger.open(path).close())
+    asyncio.run(SqliteLedger.open(path).close())
+
+
+MOUNTS = r"""
+22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+30 22 0:27 / /mnt/nas rw,relatime shared:5 - nfs4 nas:/export rw,vers=4.2
+31 30 8:2 / /mnt/nas/disk rw,relatime - xfs /dev/sdb1 rw
+32 22 0:40 / /mnt/my\040share rw - cifs //win/share rw
+33 22 0:41 / /over rw - ext4 /dev/sdc rw
+34 33 0:42 / /over rw master:1 unbindable - fuse.sshfs host: rw
+35 22 0:43 / /srv/a\134b rw - ceph mon:/ rw
+"""
+PLACES = {
+    "/var/lib/x": "ext4",
+    "/": "ext4",
+    "/mnt": "ext4",
+    "/mnt/nas": "nfs4",
+    "/mnt/nas/deep/er": "nfs4",
+    "/mnt/nasty": "ext4",
+    "/mnt/nas/disk/x": "xfs",
+    "/mnt/my share/x": "cifs",
+    "/over/x": "fuse.sshfs",
+    r"/srv/a\b": "ceph",
+}
+
+
+@pytest.mark.parametrize("folder", PLACES)
+def test_the_file_system_of_a_folder(folder: str) -> None:
+    assert file_system(Path(folder), MOUNTS.strip()) == PLACES[folder]
+
+
+@pytest.mark.parametrize("kind", sorted(sqlite.NETWORK_FILE_SYSTEMS))
+def test_a_network_file_system_is_refused(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mounts = tmp_path / "mountinfo"
+    (tmp_path / "share").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "share" / "ledger.db")
+    mounts.write_text(
+        f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n40 22 0:9 / {tmp_path}/share rw - {kind} nas:/ rw\n"
+    )
+    monkeypatch.setattr(sqlite, "MOUNTS", mounts)
+    for path in (tmp_path / "share" / "ledger.db", tmp_path / "link"):
+        with pytest.raises(LedgerRefusedError, match=f"network file system \\({kind}\\)"):
+            SqliteLedger.open(path)
+    assert list((tmp_path / "share").iterdir()) == []
+    asyncio.run(SqliteLedger.open(tmp_path / "ledger.db").close())
+
+
+def test_a_system_that_tells_nothing_of_its_mounts_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "MOUNTS", tmp_path / "nothing")
+    asyncio.run(SqliteLedger.open(tmp_path / "ledger.db").close())
+
+
+# -- who may use it ------------------------------------------------------------------------------
+
+
+def test_a_second_instance_is_refused_and_told_what_to_do(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    (tmp_path / "link.db").symlink_to(path)
+
+    async def story(first: SqliteLedger) -> None:
+        for name in (path, tmp_path / "link.db", tmp_path / "x" / ".." / "ledger.db"):
+            with pytest.raises(LedgerRefusedError, match=r"by another budget-proxy\. Stop it"):
+                SqliteLedger.open(name, sole=True)
+        assert await figures(first) == []
+        guest = SqliteLedger.open(path)  # the command line, for a correction
+        await guest.commit([hold("1")])
+        await guest.close()
+        assert await figures(first) == [(0, 1)]
+
+    run(story, path, sole=True)
+    asyncio.run(SqliteLedger.open(path, sole=True).close())
+
+
+def test_only_its_owner_may_read_the_ledger(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    modes = {}
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1")])
+        for file in os.scandir(tmp_path):
+            modes[file.name] = stat.S_IMODE(file.stat().st_mode)
+
+    before = os.umask(0)
+    try:
+        run(story, path, sole=True)
+    finally:
+        os.umask(before)
+    files = ("ledger.db", "ledger.db-shm", "ledger.db-wal", "ledger.db.instance", "ledger.db.lock")
+    assert modes == dict.fromkeys(files, 0o600)
+
+
+def test_a_commit_survives_a_power_cut_as_far_as_sqlite_can_promise(tmp_path: Path) -> None:
+    async def story(ledger: SqliteLedger) -> None:
+        for _ in range(2):
+            assert ledger._db is not None
+            pragmas = ("journal_mode", "synchronous")
+            got = [ledger._db.execute(f"PRAGMA {name}").fetchone()[0] for name in pragmas]
+            assert got == ["wal", 2]
+            with pytest.raises(LedgerDownError):
+                await broken(ledger)
+            await ledger.commit([hold("1")])
+
+    async def broken(ledger: SqliteLedger) -> None:
+        monkeypatch.setattr(sqlite, "_save", _raises)
+        try:
+            await ledger.commit([hold("1")])
+        finally:
+            monkeypatch.undo()
+
+    def _raises(*_: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        run(story, tmp_path / "ledger.db")
+
+
+# -- disks and other programs --------------------------------------------------------------------
+
+
+def test_a_full_disk_is_said_and_nothing_is_kept_of_the_batch(tmp_path: Path) -> None:
+    """Full by SQLite's own bound on the file. It works again as soon as there is room."""
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 30)])
+        assert ledger._db is not None
+        pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
+        ledger._db.execute(f"PRAGMA max_page_count = {pages}")
+        batch = [settle("1", 20), hold("2", about=b"x" * 50_000)]
+        with pytest.raises(LedgerDownError, match=r"ledger.db: database or disk is full"):
+            await ledger.commit(batch)
+        assert await figures(ledger) == [(0, 30)]
+        assert [held.id for held in await ledger.holds()] == ["1"]
+        assert await ledger.entries(0) == []
+        await ledger.commit(batch)
+        assert await figures(ledger) == [(20, 1)]
+        assert await ledger.check() == []
+
+    run(story, tmp_path / "ledger.db")
+
+
+FAILURES: list[tuple[str, Exception]] = [
+    ("_load", sqlite3.OperationalError("disk I/O error")),
+    ("_save", OSError(5, "Input/output error")),
+    ("_save", sqlite3.DatabaseError("database disk image is malformed")),
+    ("_sync", sqlite3.OperationalError("disk I/O error")),
+    ("_try_lock", OSError(37, "No locks available")),
+]
+
+
+@pytest.mark.parametrize(("where", "error"), FAILURES, ids=[f"{w}-{e}" for w, e in FAILURES])
+def test_an_error_anywhere_in_a_commit_is_rolled_back_and_over(
+    where: str, error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise error
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 30)])
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite if where in ("_load", "_save") else SqliteLedger, where, fails)
+            for _ in range(3):
+                with pytest.raises(LedgerDownError):
+                    await ledger.commit([settle("1"), hold("2")])
+        assert await figures(ledger) == [(0, 30)]
+        await ledger.commit([settle("1"), hold("2")])
+        assert await figures(ledger) == [(1, 1)]
+
+    run(story, tmp_path / "ledger.db")
+
+
+def test_an_error_while_reading_is_over_with_the_next_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 30)])
+        for read in (ledger.accounts, ledger.holds, ledger.budgets, ledger.check):
+            with monkeypatch.context() as patch:
+                patch.setattr(SqliteLedger, "_rows", fails)
+                with pytest.raises(LedgerDownError, match="disk I/O error"):
+                    await read()
+            await read()
+        assert await figures(ledger) == [(0, 30)]
+
+    run(story, tmp_path / "ledger.db")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """The write lock in the hands of another process, as far as `flock` can tell."""
+    handle = os.open(path, os.O_RDWR)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+async def turns_while(work: Awaitable[Any]) -> int:
+    """How often the loop goes round until the work is done."""
+    task, turns = asyncio.ensure_future(work), 0
+    while not task.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    await asyncio.wait([task])
+    task.exception()
+    return turns
+
+
+def test_a_write_lock_that_is_not_given_back_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "LOCK_WAIT_S", 0.2)
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1")])
+        with locked(tmp_path / "ledger.db.lock"):
+            for _ in range(2):
+                with pytest.raises(LedgerDownError, match="another process keeps the write lock"):
+                    await ledger.commit([settle("1")])
+            assert await figures(ledger) == [(0, 1)], "reading needs no lock"
+            assert await turns_while(ledger.commit([settle("1")])) > 10, "the loop goes on"
+            with pytest.raises(LedgerRefusedError, match="keeps the write lock"):
+                SqliteLedger.open(path)
+        await ledger.commit([settle("1")])
+        assert await figures(ledger) == [(1, 0)]
+
+    run(story, path)
+
+
+def test_another_program_in_the_file_is_waited_for_but_not_on_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup, or somebody's shell: those do not know our lock, only SQLite's."""
+    monkeypatch.setattr(sqlite, "LOCK_WAIT_S", 0.3)
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1")])
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        assert await turns_while(ledger.commit([settle("1")])) > 10, "the loop goes on"
+        with pytest.raises(LedgerDownError, match="database is locked"):
+            await ledger.commit([settle("1")])
+        monkeypatch.setattr(sqlite, "LOCK_WAIT_S", 60.0)
+        waits = asyncio.ensure_future(ledger.commit([settle("1")]))
+        await asyncio.sleep(0.01)
+        assert not waits.done()
+        other.execute("ROLLBACK")
+        await waits
+        other.close()
+        assert await figures(ledger) == [(1, 0)]
+
+    run(story, path)
+
+
+def test_a_ledger_that_was_deleted_is_noticed_before_anything_is_written_into_the_void(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1")])
+        path.rename(tmp_path / "elsewhere.db")
+        for _ in range(2):
+            with pytest.raises(LedgerDownError, match="is gone; put it back, or restart"):
+                await ledger.commit([hold("2")])
+        assert not path.exists(), "no new one is begun by itself"
+        (tmp_path / "elsewhere.db").rename(path)
+        await ledger.commit([settle("1")])
+        assert await figures(ledger) == [(1, 0)]
+
+    run(story, path)
+
+
+@pytest.mark.parametrize("make", [a_foreign_database, Path.touch, a_newer_ledger])
+def test_a_ledger_that_was_replaced_is_not_written_to(
+    make: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """Not even opened: SQLite would play the log of the old file into the new one."""
+    path, old, new = (tmp_path / f"{name}.db" for name in ("ledger", "old", "new"))
+    make(new)
+    before = new.read_bytes()
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1")])
+        path.rename(old)
+        new.rename(path)
+        for _ in range(2):
+            with pytest.raises(LedgerDownError, match="was replaced; put the old one back"):
+                await ledger.commit([hold("2")])
+        path.rename(new)
+        old.rename(path)
+        await ledger.commit([settle("1")])
+        assert await figures(ledger) == [(1, 0)]
+
+    run(story, path)
+    assert new.read_bytes() == before
+
+
+def test_the_clock_is_read_while_the_lock_is_held(tmp_path: Path) -> None:
+    """So windows turn in the order of commits, whoever makes them."""
+    path, seen = tmp_path / "ledger.db", []
+
+    def clock() -> float:
+        handle = os.open(tmp_path / "ledger.db.lock", os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            seen.append("locked")
+        else:
+            seen.append("free")
+        finally:
+            os.close(handle)
+        return NOW_S
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1")])
+
+    run(story, path, clock=clock)
+    assert seen == ["locked"]
+
+
+# -- what it finds in itself ---------------------------------------------------------------------
+
+
+FAULTS = {
+    "an account that holds too much": "UPDATE accounts SET held = held + 1",
+    "a hold that was lost": "DELETE FROM holds",
+    "an account that was lost": "DELETE FROM accounts",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_what_does_not_balance_is_found(fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 30), hold("2", 5), settle("2", 5)])
+        assert await ledger.check() == []
+        a_database(path, FAULTS[fault])
+        [problem] = await ledger.check()
+        assert "'A'" in problem
+        assert "holds" in problem
+
+    run(story, path)
+
+
+def test_a_check_is_not_confused_by_commits_of_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 30)])
+        real = SqliteLedger._read_holds
+
+        def reads(self: SqliteLedger) -> Any:
+            found = real(self)
+            asyncio.run(commit_elsewhere())
+            return found
+
+        async def commit_elsewhere() -> None:
+            other = SqliteLedger.open(path)
+            await other.commit([settle("1", 30), hold("2", 7)])
+            await other.close()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteLedger, "_read_holds", reads)
+            assert await ledger.check() == []
+        assert await figures(ledger) == [(30, 7)]
+
+    run(story, path)
+
+
+# -- two processes -------------------------------------------------------------------------------
+
+
+LIMIT, EACH = 150, 120
+
+
+def spend(path: Path, name: str, results: Any) -> None:
+    """Another process: holds as much as it gets, keeps some of it, and reports."""
+
+    async def work() -> tuple[list[str], list[str], int]:
+        ledger = SqliteLedger.open(path)
+        commit = GroupCommit(ledger, deadline_s=60)
+        kept, settled = [], []
+
+        async def one(number: int) -> Outcome:
+            hold_id = f"{name}-{number}"
+            outcome = await commit.commit(hold(hold_id, 1, LIMIT))
+            if isinstance(outcome, Held):
+                ends = (lambda: settle(hold_id), None, lambda: Release(hold_id, "not_sent"))
+                end = ends[number % 3]
+                if end is None:
+                    kept.append(hold_id)
+                else:
+                    await commit.land(end())
+                    settled.extend([hold_id] * (number % 3 == 0))
+            return outcome
+
+        for start in range(0, EACH, 8):
+            await asyncio.gather(*(one(number) for number in range(start, start + 8)))
+        await ledger.commit([Adjust(name, "A", "(all)", "USD", TOTAL, LIMIT, 3, b"{}")])
+        await commit.settled()
+        await ledger.close()
+        return kept, settled, 3
+
+    results.put((name, asyncio.run(work())))
+
+
+def test_two_processes_share_a_limit_and_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    asyncio.run(SqliteLedger.open(path).close())
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=spend, args=(path, name, results)) for name in "xy"]
+    for worker in workers:
+        worker.start()
+    reports = dict(results.get(timeout=60) for _ in workers)
+    for worker in workers:
+        worker.join(60)
+        assert worker.exitcode == 0
+
+    async def story(ledger: SqliteLedger) -> None:
+        kept = sorted(name for report in reports.values() for name in report[0])
+        settled = sorted(name for report in reports.values() for name in report[1])
+        corrections = sum(report[2] for report in reports.values())
+        assert [held.id for held in await ledger.holds()] == kept
+        entries = await ledger.entries(0)
+        assert sorted(e.id for e in entries if e.kind == "settled") == settled
+        assert await figures(ledger) == [(len(settled) + corrections, len(kept))]
+        assert len(kept) + len(settled) <= LIMIT
+        assert min(len(report[0]) for report in reports.values()) > 0, "both took part"
+        assert await ledger.check() == []
+
+    run(story, path)

@@ -1,0 +1,96 @@
+"""A ledger that keeps nothing: it loads, lets the book decide, and saves, in dictionaries.
+
+For tests of the book itself, and as the second store that the contract is tried on. The book is an
+argument, so that one with a planted fault can take its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from budget_proxy.core import book as real_book
+from budget_proxy.ledgers import BudgetRow, LedgerDownError
+
+
+class MemoryLedger:
+    """Accounts, holds and entries in dictionaries."""
+
+    def __init__(self, clock: Callable[[], float], book: ModuleType = real_book) -> None:
+        self.clock = clock
+        self.book: Any = book
+        self.kept_accounts: dict[Any, Any] = {}
+        self.kept_holds: dict[str, Any] = {}
+        self.kept_entries: dict[str, Any] = {}
+        self.shapes: dict[str, str] = {}
+        self.closed = False
+
+    def apply(self, batch: Sequence[Any]) -> list[Any]:
+        """The batch in one transaction: nothing is saved unless all of it can be."""
+        now_s, book = self.clock(), self.book
+        page = book.Page()
+        for operation in batch:
+            if operation.id in self.kept_holds:
+                page.holds[operation.id] = self.kept_holds[operation.id]
+            elif operation.id in self.kept_entries:
+                page.ended[operation.id] = self.kept_entries[operation.id]
+        for operation in batch:
+            keys = {*book.keys_of(operation, page.holds, now_s)}
+            for key in keys | {*book.late_keys(operation, page.ended)}:
+                if key in self.kept_accounts and key not in page.accounts:
+                    page.accounts[key] = replace(self.kept_accounts[key])
+        outcomes = [book.apply(operation, page, now_s) for operation in batch]
+        self.kept_accounts.update({key: page.accounts[key] for key in page.touched})
+        self.kept_holds.update(page.opened)
+        for hold_id in page.closed:
+            del self.kept_holds[hold_id]
+        self.kept_entries.update(page.written)
+        return outcomes
+
+    # -- the store's side ------------------------------------------------------------------------
+
+    async def commit(self, batch: Sequence[Any]) -> Sequence[Any]:
+        self._must_be_open()
+        return self.apply(batch)
+
+    def _must_be_open(self) -> None:
+        if self.closed:
+            raise LedgerDownError("closed")
+
+    async def accounts(self) -> list[Any]:
+        now_s = self.clock()
+        return [
+            account.state()
+            for account in self.kept_accounts.values()
+            if account.start_s <= now_s and (account.end_s is None or now_s < account.end_s)
+        ]
+
+    async def holds(self) -> list[Any]:
+        return sorted(self.kept_holds.values())
+
+    async def entries(self, since_s: float) -> list[Any]:
+        found = [entry for entry in self.kept_entries.values() if entry.at_s >= since_s]
+        return sorted(found, key=lambda entry: (entry.at_s, entry.id))
+
+    async def budgets(self) -> list[BudgetRow]:
+        return [BudgetRow(*row) for row in self.shapes.items()]
+
+    async def remember_budgets(self, rows: Iterable[BudgetRow]) -> None:
+        self.shapes.update(rows)
+
+    async def check(self) -> list[str]:
+        self._must_be_open()
+        kept: dict[Any, int] = {}
+        for hold in self.kept_holds.values():
+            for leg in hold.legs:
+                kept[leg.key] = kept.get(leg.key, 0) + leg.amount
+        return [
+            f"account {key} holds {account.held}, its open holds {kept.get(key, 0)}"
+            for key, account in self.kept_accounts.items()
+            if account.held != kept.get(key, 0)
+        ]
+
+    async def close(self) -> None:
+        self.closed = True
