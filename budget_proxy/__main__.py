@@ -36,14 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     # An amount such as -1.50USD is not an option: a leading space tells argparse so.
     given = [f" {word}" if _NEGATIVE.match(word) else word for word in given]
-    parser = build_parser()
+    parser = build_parser(sandbox="sandbox" in given)
     options = parser.parse_args(given)
     command: Callable[[argparse.Namespace], int] | None = options.command
     if command is None:
         parser.print_help()
         return WRONG
     try:
-        return command(options)
+        code = command(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except PolicyError as error:
         print(error, file=sys.stderr)
         return WRONG
@@ -51,12 +53,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return OK
     except BrokenPipeError:
         # Whoever read our output has seen enough (`| head`).
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return OK
+    except OSError as error:
+        # Every command words the errors of its own work: what is left is a full disk.
+        _drop_output()
+        print(f"the output cannot be written: {error}", file=sys.stderr)
+        return FAILED
+    return code
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def _drop_output() -> None:
+    """Or the interpreter would try to write the rest at exit, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def build_parser(*, sandbox: bool = True) -> argparse.ArgumentParser:
+    """The whole command line; the arguments of `sandbox` only on demand, since they load it."""
     parser = argparse.ArgumentParser(
         prog="budget-proxy",
         description="A hard spending cap between your services and the paid APIs they call.",
@@ -73,8 +86,9 @@ def build_parser() -> argparse.ArgumentParser:
     schema.set_defaults(command=_schema)
     demo = commands.add_parser("demo", help="run everything here, against the built-in sandbox")
     demo.set_defaults(command=_demo)
-    sandbox = commands.add_parser("sandbox", help="run an upstream to test against")
-    _add_sandbox(sandbox)
+    sandbox_parser = commands.add_parser("sandbox", help="run an upstream to test against")
+    if sandbox:
+        _add_sandbox(sandbox_parser)
     return parser
 
 
@@ -160,15 +174,21 @@ def _add_sandbox(parser: argparse.ArgumentParser) -> None:
 
 
 def find_policy(name: str) -> Path:
-    """The file of that name, or the shipped policy of that name."""
+    """The file of that name, or the shipped policy: `openai`, `openai.yaml` or
+    `policies/openai.yaml`. A file missing from any other folder is missing."""
     path = Path(name)
-    if path.exists():
+    if path.exists() or path.parent not in (Path(), Path("policies")):
         return path
+    return shipped(path.name) or path
+
+
+def shipped(name: str) -> Path | None:
+    """The policy of that name that comes with the package."""
     for folder in (Path(str(files("budget_proxy"))) / "policies", _CHECKOUT / "policies"):
-        for candidate in (folder / path.name, folder / f"{path.name}.yaml"):
+        for candidate in (folder / name, folder / f"{name}.yaml"):
             if candidate.is_file():
                 return candidate
-    return path
+    return None
 
 
 _CHECKOUT = Path(__file__).resolve().parent.parent
@@ -224,12 +244,19 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _demo(_options: argparse.Namespace) -> int:
-    from budget_proxy.run import demo  # noqa: PLC0415 - loads the HTTP library
+    from budget_proxy.run import DEMO_KEY, demo  # noqa: PLC0415 - loads the HTTP library
 
     _log_to_stderr()
+    policy = shipped("quickstart")
+    assert policy is not None, "the quickstart policy is a part of the package"
     with tempfile.TemporaryDirectory(prefix="budget-proxy-demo-") as folder:
-        ledger = f"sqlite:///{folder}/ledger.db"
-        return demo(lambda: replace(read_policy("quickstart.yaml"), ledger=ledger))
+
+        def read(sandbox_url: str) -> House:
+            ours = {"SANDBOX_URL": sandbox_url, "DEMO_KEY": DEMO_KEY}
+            house = load(policy, environment={**os.environ, **ours}, prices=Catalogue)
+            return replace(house, ledger=f"sqlite:///{folder}/ledger.db")
+
+        return demo(read)
 
 
 def _log_to_stderr() -> None:
@@ -257,8 +284,12 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"accounts": accounts}, indent=2))
     else:
-        print(accounts_table(accounts, colours=sys.stdout.isatty()))
+        print(accounts_table(accounts, colours=_on_a_terminal()))
     return OK
+
+
+def _on_a_terminal() -> bool:
+    return sys.stdout is not None and sys.stdout.isatty()
 
 
 def _adjust(options: argparse.Namespace) -> int:
@@ -271,7 +302,7 @@ def _adjust(options: argparse.Namespace) -> int:
     except upkeep.CannotError as error:
         print(error, file=sys.stderr)
         return error.code
-    print(accounts_table([account], colours=sys.stdout.isatty()))
+    print(accounts_table([account], colours=_on_a_terminal()))
     return OK
 
 

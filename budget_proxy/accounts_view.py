@@ -72,17 +72,21 @@ def open_accounts(rows: Iterable[AccountState], house: House, now_s: float) -> A
     """Merge the ledger's accounts with the policy in force."""
     budgets = {budget.name: budget for budget in house.budgets if budget.span.per != "request"}
     current = {name: budget.span.at(now_s).key for name, budget in budgets.items()}
+    known = {
+        name: known_payers(budget, house.services.values()) for name, budget in budgets.items()
+    }
     views: dict[tuple[str, str], AccountView] = {}
     stale: list[AccountState] = []
     for row in rows:
         budget = budgets.get(row.budget)
-        if budget and row.window == current[row.budget] and row.unit == budget.unit:
+        cut_so = budget and row.window == current[row.budget] and row.unit == budget.unit
+        if budget and cut_so and _may_pay(budget, row.payer, known[row.budget]):
             limit = budget.limit_for(row.payer)
             views[row.budget, row.payer] = _view(row, limit, retired=False)
         else:
             stale.append(row)
     for budget in budgets.values():
-        for payer in known_payers(budget, house.services.values()):
+        for payer in known[budget.name]:
             views.setdefault((budget.name, payer), _unused(budget, payer, now_s))
     for row in sorted(stale, key=lambda row: row.start_s, reverse=True):
         if _is_open(row, now_s):
@@ -98,6 +102,13 @@ def known_payers(budget: Budget, services: Iterable[Service]) -> list[str]:
         return []
     payers = (payer_of(budget, service) for service in services)
     return sorted({payer for payer in payers if payer is not None})
+
+
+def _may_pay(budget: Budget, payer: str, known: Sequence[str]) -> bool:
+    """Whether this can be a payer of the budget as it is cut now."""
+    if not budget.for_each or _decided_by_services(budget):
+        return payer in known
+    return payer != EVERYONE
 
 
 def payer_of(budget: Budget, service: Service) -> str | None:

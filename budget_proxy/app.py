@@ -10,14 +10,15 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import random
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aiohttp import web
 
@@ -27,7 +28,7 @@ from budget_proxy.admin import admin_runner, build_admin
 from budget_proxy.admission import Admission
 from budget_proxy.call_log import CallLog, Stream
 from budget_proxy.core.binding import Binding
-from budget_proxy.core.book import Adjust, Adjusted
+from budget_proxy.core.book import Adjust, Adjusted, Release
 from budget_proxy.core.events import Event, LedgerChanged, Observer, PolicyReloaded
 from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
@@ -74,7 +75,7 @@ class App:
         """`load` reads the policy; it raises PolicyError. `log`: where call lines go."""
         self._load = load
         self._clock = clock
-        self._random = random.SystemRandom()
+        self._random = random.Random(secrets.randbits(128))  # noqa: S311 - ids, not secrets
         self._owner = secrets.token_hex(8)
         self.house = load()
         self._call_log = CallLog(log, clock=clock) if log is not None else None
@@ -91,7 +92,8 @@ class App:
         if self._call_log is not None:
             self._observers.append(self._call_log)
         self._state: Literal["starting", "serving", "draining"] = "starting"
-        self._tasks: list[asyncio.Task[None]] = []
+        self._reloading = asyncio.Lock()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
         self._admin: web.AppRunner | None = None
         self._ledger: SqliteLedger | None = None
         self.address = self.admin_address = ("", 0)
@@ -113,17 +115,16 @@ class App:
                 "'budget-proxy ledger adjust' where you know better",
                 presumed,
             )
-        await self._open_budgets(self.house)
-        self._roster.learn(await ledger.accounts(), self._binding.budgets)
+        known = await ledger.budgets()
+        _warn(await self._open_budgets(self.house, known))
+        await self._remember_budgets(known)
         self._build()
         await self._switchboard.connect(self.house.upstreams)
         await self._start_admin()
-        self.address = await self._listener.start(self.house.listen, _tls(self.house))
-        self._tasks.append(
-            self._loop.create_task(
-                janitor.keep(ledger, self._commit, self._clock, self._emit), name="janitor"
-            )
-        )
+        tls = _tls(self.house)
+        with _naming("listen", self.house.listen):
+            self.address = await self._listener.start(self.house.listen, tls)
+        self._spawn("janitor", janitor.keep(ledger, self._commit, self._clock, self._emit))
         freeze()
         self._state = "serving"
 
@@ -150,8 +151,8 @@ class App:
         host, port = self.house.admin
         self._admin = admin_runner(build_admin(self, hosts=self.house.hosts))
         await self._admin.setup()
-        site = web.TCPSite(self._admin, host, port)
-        await site.start()
+        with _naming("admin", self.house.admin):
+            await web.TCPSite(self._admin, host, port).start()
         self.admin_address = self._admin.addresses[0][:2]
 
     async def stop(self, grace_s: float | None = None) -> None:
@@ -164,15 +165,21 @@ class App:
                 async with asyncio.timeout(LAND_S):
                     await self._commit.settled()
             await self._switchboard.close()
-        for task in self._tasks:
+        for task in self._tasks.values():
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
         if self._admin is not None:
             await self._admin.cleanup()
         if self._ledger is not None:
             await self._ledger.close()
         if self._call_log is not None:
             self._call_log.close(LAND_S)
+
+    def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside serving; it takes the place of an earlier task of that name."""
+        if name in self._tasks:
+            self._tasks[name].cancel()
+        self._tasks[name] = self._loop.create_task(work, name=name)
 
     def _new_id(self) -> str:
         return make_id(self._clock(), self._random.getrandbits(80))
@@ -192,22 +199,46 @@ class App:
 
     async def reload(self) -> list[str]:
         """Put the policy file in force as it is now; its mistakes where it stays out."""
-        try:
-            house = self._load()
-            self._check_reloadable(house)
-            await self._open_budgets(house)
-        except PolicyError as error:
-            return self._reload_refused([str(mistake) for mistake in error.mistakes])
-        except (CannotReloadError, LedgerDownError, OSError) as error:
-            return self._reload_refused([str(error)])
-        self.house = house
+        async with self._reloading:
+            try:
+                house = await asyncio.to_thread(self._load)
+                self._check_reloadable(house)
+                await self._switchboard.connect(house.upstreams)
+                known = await self._open_ledger.budgets()
+                notes = await self._open_budgets(house, known)
+            except PolicyError as error:
+                return self._reload_refused([str(mistake) for mistake in error.mistakes])
+            except (CannotReloadError, LedgerDownError, OSError) as error:
+                return self._reload_refused([str(error)])
+            self._put_in_force(house, notes)
+            try:
+                # Again, for the calls that the old policy priced while the new one was read. A
+                # release of nothing lands behind every hold that they have asked for.
+                await self._commit.commit(Release(self._new_id(), "reloaded"))
+                await self._open_budgets(house, known)
+                await self._remember_budgets(known)
+            except LedgerDownError as error:
+                logger.error("what new budgets begin with is not all booked: %s", error)
+            return []
+
+    def _put_in_force(self, house: House, notes: Sequence[str]) -> None:
+        old, self.house = self.house, house
         self._binding = Binding(house.budgets)
-        await self._switchboard.connect(house.upstreams)
         self._proxy.reload(house, self._binding, self._roster)
         self._admission.reload(self._binding, house.waiting)
+        # Takes the place of the last reload's, whose calls are over earlier.
+        self._spawn("retired connections", self._close_retired(old))
         self._emit(PolicyReloaded(ok=True, at_s=self._clock()))
         logger.warning("the policy was reloaded")
-        return []
+        _warn(notes)
+
+    async def _close_retired(self, old: House) -> None:
+        """Close the connections that only the old policy used, once its calls must be over."""
+        times = [
+            (upstream.timeouts.total_s, upstream.drain_s) for upstream in old.upstreams.values()
+        ]
+        await asyncio.sleep(max(map(sum, times), default=0.0))
+        await self._switchboard.close_retired()
 
     def _reload_refused(self, mistakes: list[str]) -> list[str]:
         for mistake in mistakes:
@@ -220,21 +251,20 @@ class App:
             if getattr(house, name) != getattr(self.house, name):
                 raise CannotReloadError(f"{name}: cannot change while serving; restart for that")
 
-    async def _open_budgets(self, house: House) -> None:
-        """Book what new, renamed and re-cut budgets begin with. Raises LedgerDownError."""
+    async def _open_budgets(self, house: House, known: Sequence[BudgetRow]) -> list[str]:
+        """Book what new, renamed and re-cut budgets begin with, and say so. Raises
+        LedgerDownError."""
+        begun = await opening.look(self._open_ledger, house.budgets, known, self._clock())
+        for budget in begun:
+            for correction in budget.corrections:
+                await self._commit.commit(correction)
+        return [budget.note for budget in begun]
+
+    async def _remember_budgets(self, known: Sequence[BudgetRow]) -> None:
+        """Only once the policy is in force: until then the old budgets are the ones that count."""
         ledger = self._open_ledger
-        fresh = opening.needing(house.budgets, await ledger.budgets())
-        if fresh:
-            now_s = self._clock()
-            entries = await ledger.entries(opening.since_s(fresh, now_s))
-            accounts = await ledger.accounts()
-            for begun in opening.openings(fresh, entries, accounts, now_s):
-                logger.warning("%s", begun.note)
-                for correction in begun.corrections:
-                    await self._commit.commit(correction)
-        await ledger.remember_budgets(
-            BudgetRow(budget.name, budget.shape) for budget in house.budgets
-        )
+        await ledger.remember_budgets(opening.shapes_of(self.house.budgets, known))
+        self._roster.learn(await ledger.accounts(), self._binding.budgets)
 
     # -- what the admin application asks ---------------------------------------------------------
 
@@ -270,11 +300,7 @@ class App:
         outcome = await self._commit.commit(correction)
         assert isinstance(outcome, Adjusted), "a correction is answered with its account"
         self._admission.changed()
-        return next(
-            view
-            for view in open_accounts([outcome.account], self.house, self._clock())
-            if (view.budget, view.payer) == (budget, payer)
-        )
+        return adjusted_account(outcome, self.house)
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """A scrape. Blocks: never on the loop."""
@@ -291,6 +317,9 @@ def correction_for(
         raise ValueError(f"there is no budget {budget!r}; the policy has {names}")
     if found.span.per == "request":
         raise ValueError(f"budget {budget!r} is per request and keeps no account")
+    for what, text in (("payer", payer), ("reason", reason)):
+        if not (text and text.isprintable()):
+            raise ValueError(f"the {what} {text!r} is not a line of text")
     amount, unit = parse_amount(amount_text)
     if unit != found.unit:
         raise ValueError(f"budget {budget!r} is in {found.unit}, not in {unit}")
@@ -306,6 +335,21 @@ def correction_for(
     )
 
 
+def adjusted_account(outcome: Adjusted, house: House) -> AccountView:
+    """The account after a correction, as readers see it in the window that was corrected."""
+    account = outcome.account
+    return next(
+        view
+        for view in open_accounts([account], house, account.start_s)
+        if (view.budget, view.payer) == (account.budget, account.payer)
+    )
+
+
+def _warn(notes: Sequence[str]) -> None:
+    for note in notes:
+        logger.warning("%s", note)
+
+
 def with_ledger(house: House, path: Path) -> House:
     """The same house with its ledger elsewhere."""
     return replace(house, ledger=f"{SQLITE}{path}")
@@ -315,8 +359,24 @@ def _tls(house: House) -> ssl.SSLContext | None:
     if house.tls is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(house.tls.cert, house.tls.key)
+    try:
+        context.load_cert_chain(house.tls.cert, house.tls.key)
+    except OSError as error:  # which does not name the file
+        raise OSError(f"tls: {house.tls.cert} and {house.tls.key}: {error}") from error
     return context
+
+
+@contextlib.contextmanager
+def _naming(key: str, address: tuple[str, int]) -> Iterator[None]:
+    """Say which address it is that cannot be listened on."""
+    try:
+        yield
+    except OSError as error:
+        host, port = address
+        # A look-up's errors are numbered below zero; those of listening bring an essay along.
+        number = error.errno or 0
+        why = os.strerror(number) if number > 0 else error.strerror
+        raise OSError(f"{key}: {host}:{port}: {why}") from error
 
 
 def freeze() -> None:

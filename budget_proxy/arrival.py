@@ -5,12 +5,15 @@ Pure: a call's first lines and bytes go in; a value or a refusal comes out.
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from budget_proxy.call import Call
 from budget_proxy.core import headers as header_rules
 from budget_proxy.core.estimate import decode_body
+from budget_proxy.core.headers import Index
 from budget_proxy.core.house import House, Upstream
 from budget_proxy.core.refusal import Reason, RefusedError, refuse
 from budget_proxy.core.target import Target, check_host
@@ -20,7 +23,7 @@ MAX_PREFER_S = 86_400
 FREE_ROUTE = Route(name="(unmatched)", methods=frozenset(), template="/**", free=True)
 
 
-def check_form(call: Call, house: House) -> str:
+def check_form(call: Call, headers: Index, house: House) -> str:
     """The host the request is for. Raises RefusedError for what cannot be forwarded faithfully."""
     if call.method == "CONNECT":
         raise refuse(
@@ -32,17 +35,15 @@ def check_form(call: Call, house: House) -> str:
         raise refuse(Reason.VERSION, "Speak HTTP/1.1.")
     header_rules.check(call.headers)
     header_rules.named_by_connection(call.headers)
-    expect = header_rules.first(call.headers, b"expect")
+    expect = headers.raw(b"expect")
     if expect is not None and expect.lower() != b"100-continue":
         raise refuse(Reason.EXPECTATION, "Only Expect: 100-continue is understood.")
-    if header_rules.first(call.headers, b"upgrade") is not None:
-        upgrade = header_rules.first(call.headers, b"upgrade") or b""
-        if upgrade.lower() == b"websocket":
-            raise refuse(Reason.NOT_IMPLEMENTED, "WebSockets are not proxied.")
-    coding = header_rules.first(call.headers, b"transfer-encoding")
+    if (headers.raw(b"upgrade") or b"").lower() == b"websocket":
+        raise refuse(Reason.NOT_IMPLEMENTED, "WebSockets are not proxied.")
+    coding = headers.raw(b"transfer-encoding")
     if coding is not None and (coding.lower() != b"chunked" or call.version == (1, 0)):
         raise refuse(Reason.NOT_IMPLEMENTED, "Only Transfer-Encoding: chunked is understood.")
-    host = header_rules.first(call.headers, b"host")
+    host = headers.raw(b"host")
     if host is None and call.version == (1, 0) and not house.hosts:
         return ""
     return check_host((host or b"").decode("latin-1"), house.hosts)
@@ -54,8 +55,10 @@ def find_upstream(house: House, host: str, target: Target) -> tuple[Upstream, Ta
     for upstream in house.upstreams.values():
         if upstream.host is not None and upstream.host != host:
             continue
-        under = target.path == upstream.mount or target.path.startswith(
-            upstream.mount.rstrip("/") + "/"
+        mount = upstream.mount.rstrip("/")
+        under = target.path.startswith(mount) and target.path[len(mount) : len(mount) + 1] in (
+            "",
+            "/",
         )
         if under and (best is None or _rank(upstream) > _rank(best)):
             best = upstream
@@ -78,9 +81,9 @@ def unmatched(upstream: Upstream, method: str, target: Target) -> Route:
             "add a route to its tariff, or set on_unmatched.",
         )
     if upstream.on_unmatched == "pass":
-        return replace(FREE_ROUTE, currency=upstream.currency)
+        return dataclasses.replace(FREE_ROUTE, currency=upstream.currency)
     rates = {"requests": Rate(upstream.on_unmatched)}
-    return replace(FREE_ROUTE, free=False, rates=rates, currency=upstream.currency)
+    return dataclasses.replace(FREE_ROUTE, free=False, rates=rates, currency=upstream.currency)
 
 
 def decoded(document: Document, body: bytes, route: Route, limit: int) -> Document:
@@ -108,6 +111,9 @@ def _inflate(body: bytes, coding: str, limit: int) -> bytes:
         if inflate.unconsumed_tail:
             raise too_large(limit)
         raise refuse(Reason.BAD_REQUEST, f"The body's {coding} ends too early.")
+    if inflate.unused_data:
+        # A second part: some readers take it, some do not.
+        raise refuse(Reason.BAD_REQUEST, f"The body goes on after the end of its {coding}.")
     return plain
 
 
@@ -117,22 +123,22 @@ def too_large(limit: int) -> RefusedError:
     )
 
 
-def declared_length(call: Call) -> int | None:
-    value = header_rules.first(call.headers, b"content-length")
+def declared_length(headers: Index) -> int | None:
+    value = headers.raw(b"content-length")
     return int(value) if value is not None and value.isdigit() else None
 
 
-def answer_length(method: str, status: int, headers: dict[str, str]) -> int | None:
+def answer_length(method: str, status: int, headers: Index) -> int | None:
     """How many body bytes an answer will have; None where only its end tells."""
     if method == "HEAD" or status in (204, 304):
         return None
-    value = headers.get("content-length", "")
+    value = headers.raw(b"content-length") or b""
     return int(value) if value.isdigit() else None
 
 
-def patience(call: Call) -> float | None:
+def patience(headers: Index) -> float | None:
     """What `Prefer: wait=N` (RFC 7240 §4.3) says, in seconds."""
-    value = header_rules.first(call.headers, b"prefer")
+    value = headers.raw(b"prefer")
     if value is None:
         return None
     for piece in value.decode("latin-1").split(","):
@@ -142,9 +148,9 @@ def patience(call: Call) -> float | None:
     return None
 
 
-def marks(call: Call) -> tuple[str, int]:
+def marks(headers: Index) -> tuple[str, int]:
     """The trace the call belongs to, and which attempt its SDK says it is (0 is the first)."""
-    trace = header_rules.first(call.headers, b"traceparent") or b""
-    retry = header_rules.first(call.headers, b"x-stainless-retry-count") or b"0"
+    trace = headers.raw(b"traceparent") or b""
+    retry = headers.raw(b"x-stainless-retry-count") or b"0"
     attempt = int(retry[:4]) if retry.isdigit() else 0
     return trace.decode("latin-1")[:64], attempt

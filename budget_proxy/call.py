@@ -43,6 +43,10 @@ class CallerGoneError(Exception):
     """The caller hung up, or stopped reading or sending for longer than it may."""
 
 
+class BodyBrokenError(CallerGoneError):
+    """The request body is not framed as HTTP asks; what follows on the connection is lost too."""
+
+
 class BodyTooLargeError(Exception):
     """The request body is above the bound it was read with."""
 
@@ -63,10 +67,11 @@ class Call(Protocol):
     gone: Departure
 
     async def read(self, limit: int) -> bytes:
-        """The whole body. Raises BodyTooLargeError, BodyTimeoutError, CallerGoneError."""
+        """The whole body. Raises BodyTooLargeError, BodyTimeoutError, BodyBrokenError,
+        CallerGoneError."""
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes. Raises BodyTimeoutError, CallerGoneError."""
+        """The body as it comes. Raises BodyTimeoutError, BodyBrokenError, CallerGoneError."""
 
     async def proceed(self) -> None:
         """Tell a caller that waits for it to send the body (`100 Continue`)."""

@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, Provider
 
 V = TypeVar("V")
-HOUR_S = 3600
+MINUTE_S = 60
 MAX_CACHED = 4096
+_TIER_KEYS = frozenset({"service_tier", "speed"})
+"""What a caller may choose. Not `processing`: batch prices are those of another route."""
 STANDARD_TIERS = frozenset({"", "auto", "default", "standard"})
 _QUANTITIES = {
     "input_mtok": ("input_tokens", 1_000_000),
@@ -32,6 +34,7 @@ _QUANTITIES = {
     "output_mtok": ("output_tokens", 1_000_000),
     "output_audio_mtok": ("audio_output_tokens", 1_000_000),
     "web_searches_kcount": ("web_searches", 1_000),
+    "storage_searches_kcount": ("file_searches", 1_000),
 }
 
 
@@ -58,7 +61,7 @@ class Catalogue:
 
     def rates(self, model: str, tier: str, now_s: float) -> Rates | None:
         """The rates in force at an instant; None for an unknown model or tier."""
-        key = (model, tier, int(now_s // HOUR_S))  # prices change by the date or the hour
+        key = (model, tier, int(now_s // MINUTE_S))  # prices change by the date and the clock
         if key not in self._cache:
             if len(self._cache) >= MAX_CACHED:
                 self._cache.clear()
@@ -79,10 +82,11 @@ class Catalogue:
         info = self._provider.find_model(model) if self._provider else None
         if info is None:
             return None
-        context = _context(info, tier)
+        now = datetime.fromtimestamp(now_s, UTC)
+        context = _context(info, tier, now)
         if context is None:
             return None
-        prices = info.get_prices(datetime.fromtimestamp(now_s, UTC), context)
+        prices = info.get_prices(now, context)
         rates = {
             name: _rate(value, count)
             for field, (name, count) in _QUANTITIES.items()
@@ -112,12 +116,13 @@ def _provider(source: str) -> Provider | None:
     raise UnknownSourceError(f"genai-prices knows no provider {name!r}; it knows {known}")
 
 
-def _context(info: ModelInfo, tier: str) -> dict[str, str] | None:
-    """What selects the tier's prices; None where the model has no such tier."""
+def _context(info: ModelInfo, tier: str, now: datetime) -> dict[str, str] | None:
+    """What selects the tier's prices; None where the model has no such tier (yet)."""
     if tier in STANDARD_TIERS:
         return {}
     for variant in info.price_variants or ():
-        if tier in variant.when.values():
+        begun = variant.constraint is None or variant.constraint.active(now)
+        if begun and variant.when.keys() <= _TIER_KEYS and tier in variant.when.values():
             return dict(variant.when)
     return None
 

@@ -28,7 +28,7 @@ def header(upstream: Upstream) -> tuple[bytes, bytes] | None:
         return b"authorization", b"Bearer " + credential.encode()
     if tariff.credential == "basic":
         return b"authorization", b"Basic " + base64.b64encode(credential.encode())
-    return tariff.credential_name.encode(), credential.encode()
+    return tariff.credential_name.lower().encode(), credential.encode()
 
 
 def in_target(upstream: Upstream, target: Target) -> Target:

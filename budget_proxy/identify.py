@@ -30,12 +30,10 @@ def identify(
 ) -> Service:
     """The service a request belongs to. Raises RefusedError (401)."""
     presented = _presented(headers, query)
-    budget_key = presented.pop(BUDGET_KEY, None)
-    if upstream.credential is None and budget_key is not None:
-        # The provider's own key goes through beside it.
-        keys = {budget_key}
-    else:
-        keys = set(presented.values()) | ({budget_key} if budget_key is not None else set())
+    keys = {key for _, key in presented}
+    if upstream.credential is None:
+        # The provider's own key goes through; beside an X-Budget-Key it is no identity.
+        keys = {key for place, key in presented if place == BUDGET_KEY} or keys
     if not keys:
         raise refuse(Reason.UNAUTHORIZED, f"The request has no service key; send one as {_PLACES}.")
     if len(keys) > 1:
@@ -52,19 +50,17 @@ def identify(
     return service
 
 
-def _presented(headers: HeaderList, query: Mapping[str, str]) -> dict[bytes, bytes]:
-    """The keys in a request by their place; of a place named twice with two keys, both."""
-    found: dict[bytes, bytes] = {}
+def _presented(headers: HeaderList, query: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Every key in a request with its place."""
+    found: list[tuple[bytes, bytes]] = []
     for name, value in headers:
         place = name.lower()
         if place in CREDENTIALS:
             key = _key_in(value) if place == b"authorization" else value.strip()
             if key:
-                while found.get(place, key) != key:
-                    place += b"+"
-                found[place] = key
+                found.append((place, key))
     if query.get(QUERY_KEY):
-        found[b"?key"] = query[QUERY_KEY].encode()
+        found.append((b"?key", query[QUERY_KEY].encode()))
     return found
 
 
@@ -72,7 +68,8 @@ def _key_in(authorization: bytes) -> bytes:
     scheme, _, rest = authorization.strip().partition(b" ")
     if scheme.lower() == b"basic":
         try:
-            return base64.b64decode(rest.strip(), validate=True).partition(b":")[2]
+            user, _, password = base64.b64decode(rest.strip(), validate=True).partition(b":")
         except binascii.Error:
             return rest.strip()
+        return password or user  # some providers' keys stand where the user does
     return rest.strip() if rest else scheme

@@ -48,6 +48,10 @@ async def keep(
             await sweep(ledger, commit, clock, emit)
         except LedgerDownError as error:
             logger.warning("the ledger could not be swept: %s", error)
+        except Exception as error:
+            # A mistake of ours, or a row that nobody can read: the other holds want an end too.
+            logger.exception("the ledger could not be swept")
+            emit(InvariantBroken(f"{type(error).__name__} while sweeping the ledger"))
 
 
 async def _presume(

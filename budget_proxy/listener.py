@@ -12,10 +12,12 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http import HttpVersion10, StreamWriter
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
@@ -23,6 +25,7 @@ from multidict import CIMultiDict
 
 from budget_proxy.call import (
     CHUNK,
+    BodyBrokenError,
     BodyTimeoutError,
     BodyTooLargeError,
     Call,
@@ -38,20 +41,49 @@ SHUTDOWN_S = 2.0
 """After the grace period: how long a call may take to notice that it is over."""
 WHOLE_BODY_TIMES = 4
 """A body that is read before its hold may take so many times `body_timeout_s` in all."""
+_ADDED = ("Date", "Transfer-Encoding", "Connection")
 Story = Callable[[Call], Awaitable[None]]
 
 
 class _Answer(web.StreamResponse):
-    """A response whose headers are ours alone (and `Date`, which RFC 9110 §6.6.1 asks for)."""
+    """A response whose headers are ours alone, byte for byte. The library would encode them anew,
+    drop some and add others; of those only what frames the answer, and `Date`, are let in."""
 
-    async def _prepare_headers(self) -> None:
-        typed = "Content-Type" in self._headers
-        named = "Server" in self._headers
-        await super()._prepare_headers()
-        if not typed:
-            self._headers.pop("Content-Type", None)
-        if not named:
-            self._headers.pop("Server", None)
+    def __init__(self, status: int, reason: str, headers: Headers) -> None:
+        own = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
+        super().__init__(status=status, reason=reason, headers=CIMultiDict(own))
+        self._own = headers
+
+    async def _write_headers(self) -> None:
+        assert self._req is not None, "an answer is prepared for a request"
+        version = b"1.0" if self._req.version == HttpVersion10 else b"1.1"
+        reason = self._reason.encode("utf-8", "surrogateescape")
+        lines = [b"HTTP/%b %d %b" % (version, self._status, reason)]
+        lines += [name + b": " + value for name, value in self._own]
+        given = {name.lower() for name, _ in self._own}
+        lines += [
+            f"{name}: {self._headers[name]}".encode()
+            for name in _ADDED
+            if name in self._headers and name.lower().encode() not in given
+        ]
+        head = b"\r\n".join(lines) + b"\r\n\r\n"
+        writer = self._req.writer
+        transport = writer.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError
+        transport.write(head)
+        writer.output_size += len(head)
+
+    async def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Write, without waiting for it to leave."""
+        assert isinstance(self._payload_writer, StreamWriter), "an answer is started, then sent"
+        await self._payload_writer.write(data, drain=False)
+
+    @property
+    def is_framed(self) -> bool:
+        """Whether a caller can tell its end from a lost connection."""
+        writer = self._payload_writer
+        return not isinstance(writer, StreamWriter) or writer.chunked or writer.length is not None
 
 
 class IncomingCall:
@@ -62,7 +94,7 @@ class IncomingCall:
         self._limits = limits
         self._answer: _Answer | None = None
         self._close = False
-        self.aborted = False
+        self._ended = False
         self.method = request.method
         self.target = request.raw_path
         version = request.version
@@ -80,13 +112,13 @@ class IncomingCall:
         if self._expects and self.version >= (1, 1):
             self._expects = False
             writer = self._request.writer
-            await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            with self._writing():
+                await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             # What has been written so far is no part of the answer.
             writer.output_size = 0
 
     async def read(self, limit: int) -> bytes:
         """See `Call.read`."""
-        await self.proceed()
         chunks: list[bytes] = []
         size = 0
         try:
@@ -112,44 +144,63 @@ class IncomingCall:
                         chunk = await content.read(CHUNK)
             except TimeoutError:
                 raise BodyTimeoutError from None
-            except (ConnectionError, web.RequestPayloadError, HttpProcessingError) as error:
+            except ConnectionError as error:
                 raise CallerGoneError(str(error)) from error
+            except (web.RequestPayloadError, HttpProcessingError) as error:
+                raise BodyBrokenError(str(error)) from error
             if not chunk:
                 return
             yield chunk
 
+    def cannot_go_on(self) -> None:
+        """Nothing more of the request can be read."""
+        body = self._request.content
+        if not body.is_eof() and body.exception() is None:
+            body.set_exception(web.RequestPayloadError("the body is not HTTP"))
+            body.feed_eof()  # or the library waits for more of it after the answer
+
     async def start(self, status: int, reason: str, headers: Headers) -> None:
         """See `Call.start`."""
-        multi: CIMultiDict[str] = CIMultiDict()
-        for name, value in headers:
-            multi.add(name.decode("latin-1"), _text(value))
-        self._answer = _Answer(status=status, reason=reason, headers=multi)
+        self._answer = _Answer(status, reason, headers)
         if self._close or self._expects:
             # Who still waits for 100 Continue may or may not send its body after this answer.
             self._answer.force_close()
-        await self._writing(self._answer.prepare(self._request))
+        with self._writing():
+            await self._answer.prepare(self._request)
 
     async def send(self, chunk: bytes) -> None:
         """See `Call.send`."""
         assert self._answer is not None, "an answer is started before it is sent"
-        await self._writing(self._answer.write(chunk))
+        with self._writing():
+            await self._answer.write(chunk)
+            if self._request.protocol.writing_paused:
+                async with asyncio.timeout(self._limits.write_timeout_s):
+                    await self._request.writer.drain()
 
     async def end(self) -> None:
         """See `Call.end`."""
         assert self._answer is not None, "an answer is started before it ends"
-        await self._writing(self._answer.write_eof())
-
-    async def _writing(self, step: Awaitable[Any]) -> None:
-        if self.gone:
-            _discard(step)
-            raise CallerGoneError
-        transport = self._request.transport
-        try:
-            if transport is None or transport.get_write_buffer_size() == 0:
-                await step
-                return
+        with self._writing():
             async with asyncio.timeout(self._limits.write_timeout_s):
-                await step
+                await self._answer.write_eof()
+                await self._flush()
+        self._ended = True
+
+    async def _flush(self) -> None:
+        """Wait until the kernel has it all: a connection closes only when its last byte is out."""
+        transport = self._request.transport
+        if transport is None or transport.get_write_buffer_size() == 0:
+            return
+        transport.set_write_buffer_limits(0)
+        await self._request.writer.drain()
+        transport.set_write_buffer_limits()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        if self.gone:
+            raise CallerGoneError
+        try:
+            yield
         except TimeoutError:
             self.abort()
             raise CallerGoneError("the caller stopped reading") from None
@@ -158,10 +209,13 @@ class IncomingCall:
 
     def abort(self) -> None:
         """See `Call.abort`."""
-        self.aborted = True
+        self._ended = False
         transport = self._request.transport
-        if transport is not None:
-            transport.abort()
+        if transport is None:
+            return
+        if self._answer is not None and not self._answer.is_framed:
+            _reset(transport)
+        transport.abort()
 
     def close_after(self) -> None:
         """See `Call.close_after`."""
@@ -170,27 +224,38 @@ class IncomingCall:
     @property
     def answer(self) -> web.StreamResponse:
         """What aiohttp is told was answered."""
-        if self._answer is None or self.aborted:
+        if self._answer is None or not self._ended:
+            self.abort()  # or the library would end it properly
             raise ConnectionResetError("the answer was cut on purpose")
         return self._answer
 
 
-def _discard(step: Awaitable[Any]) -> None:
-    if asyncio.iscoroutine(step):
-        step.close()
-
-
-def _text(value: bytes) -> str:
-    try:
-        return value.decode("utf-8")
-    except UnicodeDecodeError:
-        return value.decode("latin-1")
+def _reset(transport: asyncio.Transport) -> None:
+    """Let a connection end with RST: an answer that lasts until the close must not look whole."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 class _Protocol(RequestHandler):
-    """One connection: tells its call when the caller hangs up."""
+    """One connection: tells its call when the caller hangs up, or its body turns into garbage."""
 
     call: IncomingCall | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, or cut it where there are too many."""
+        assert isinstance(self._manager, _Server), "our server makes our protocols"
+        if self._manager.is_full:
+            assert isinstance(transport, asyncio.Transport), "TCP and TLS can be written to"
+            transport.abort()
+        else:
+            super().connection_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes came. What follows a body before its end can only be the parser's complaint."""
+        super().data_received(data)
+        if self._messages and self.call is not None:
+            self.call.cannot_go_on()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The caller is gone."""
@@ -207,8 +272,8 @@ class _Protocol(RequestHandler):
         message: str | None = None,  # noqa: ARG002 - it quotes the caller's bytes
     ) -> web.StreamResponse:
         """Answer what the parser refused, without quoting it."""
-        if request.writer.output_size > 0:
-            raise ConnectionError("the answer had begun") from exc
+        if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
+            raise ConnectionError("there is nobody to answer, or the answer had begun") from exc
         answer = web.Response(
             status=status,
             text='{"type":"urn:budget-proxy:problem:bad_request","title":"Bad request",'
@@ -226,11 +291,10 @@ class _Server(web.Server):
         super().__init__(*args, **kwargs)
         self._max_connections = max_connections
 
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        """Take a connection, or cut it where there are too many."""
-        super().connection_made(handler, transport)
-        if len(self._connections) > self._max_connections:
-            transport.abort()
+    @property
+    def is_full(self) -> bool:
+        """Whether no more connections are taken."""
+        return len(self._connections) >= self._max_connections
 
     def __call__(self) -> RequestHandler:
         """One connection's protocol."""
@@ -299,8 +363,8 @@ class Listener:
 
     async def stop(self, grace_s: float) -> None:
         """Take no more connections; let calls finish for a while, then hang up on them."""
-        for site in self._sites:
-            await site.stop()
+        while self._sites:
+            await self._sites.pop().stop()
         if self._server is not None:
             self._server.pre_shutdown()
         with contextlib.suppress(TimeoutError):

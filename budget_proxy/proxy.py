@@ -12,7 +12,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec import structs
 
 from budget_proxy import arrival, credential
 from budget_proxy.admission import Admission, Request
@@ -128,8 +129,9 @@ class Proxy:
 
     async def _order(self, call: Call, house: House, trail: Trail) -> Order:
         """Read the request as far as its price needs. Raises RefusedError, CallerGoneError."""
-        trail.traceparent, trail.retry = arrival.marks(call)
-        host = arrival.check_form(call, house)
+        headers = header_rules.by_name(call.headers)
+        trail.traceparent, trail.retry = arrival.marks(headers)
+        host = arrival.check_form(call, headers, house)
         target = parse_target(call.target)
         upstream, inner = arrival.find_upstream(house, host, target)
         trail.upstream, trail.dialect = upstream.name, upstream.dialect
@@ -137,10 +139,11 @@ class Proxy:
             check_separators(inner.path)
         query = inner.fields()
         service = trail.service = identify(house, upstream, call.headers, query)
-        document = Document(query=query, headers=header_rules.by_name(call.headers))
+        document = Document(query=query, headers=headers)
         route, document, body = await self._match(call, house, upstream, inner, document)
         trail.route = route.name
         trail.bytes_in = len(body or b"")
+        trail.patience_s = arrival.patience(headers)
         try:
             return self._priced(upstream, service, route, inner, document, body)
         except BaseException:
@@ -158,7 +161,7 @@ class Proxy:
         ]
         body = None
         if any(route.reads_body for route, _ in candidates):
-            body = await self._read_body(call, house)
+            body = await self._read_body(call, document.headers, house)
             try:
                 document = arrival.decoded(document, body, candidates[0][0], house.limits.max_body)
             except BaseException:
@@ -166,14 +169,16 @@ class Proxy:
                 raise
         for route, captures in candidates:
             if all(test.holds(document) for test in route.tests):
-                return route, replace(document, captures=captures), body
+                if captures:
+                    document = structs.replace(document, captures=captures)
+                return route, document, body
         self._buffered -= len(body or b"")
         return arrival.unmatched(upstream, call.method, target), document, None
 
-    async def _read_body(self, call: Call, house: House) -> bytes:
+    async def _read_body(self, call: Call, headers: header_rules.Index, house: House) -> bytes:
         """The body, within the bound of one and of all. Raises RefusedError."""
         limit = house.limits.max_body
-        declared = arrival.declared_length(call)
+        declared = arrival.declared_length(headers)
         if declared is not None and declared > limit:
             raise arrival.too_large(limit)
         reserved = limit if declared is None else declared
@@ -202,7 +207,7 @@ class Proxy:
         document: Document,
         body: bytes | None,
     ) -> Order:
-        compressed = "content-encoding" in document.headers
+        compressed = document.headers.raw(b"content-encoding") is not None
         editable = None if compressed else body
         priced = estimate(route, upstream, document, editable or None, self._clock())
         model = priced.model or (model_of(route, document) if route.model and body else "")
@@ -211,7 +216,7 @@ class Proxy:
         forwarded = body if compressed or priced.body is None else priced.body
         self._buffered += len(forwarded or b"") - len(body or b"")
         sent = credential.in_target(upstream, target)
-        return Order(upstream, service, route, sent, priced, legs, forwarded)
+        return Order(upstream, service, route, document.headers, sent, priced, legs, forwarded)
 
     # -- the hold --------------------------------------------------------------------------------
 
@@ -229,7 +234,7 @@ class Proxy:
             about=about_call(order.upstream, order.service, order.route, order.estimate),
         )
         answer, waited_s = await self._admission.admit(
-            Request(hold, order.service, arrival.patience(call), len(order.body or b""), call.gone)
+            Request(hold, order.service, trail.patience_s, len(order.body or b""), call.gone)
         )
         trail.stages["hold"] = loop.time() - priced_s - waited_s
         if waited_s:
@@ -257,7 +262,7 @@ class Proxy:
                 began_s = loop.time()
                 answer = await self._send(call, order)
                 trail.stages["first_byte"] = loop.time() - began_s
-                course = replace(course, status=answer.head.status)
+                course = Course(sent=True, status=answer.head.status)
                 try:
                     await self._relay(call, order, answer, trail)
                 finally:
@@ -279,7 +284,7 @@ class Proxy:
                 "The call may have been billed, so its hold is charged.",
             ) from error
         except TimeoutError:
-            course = replace(course, cut_by_us=True)
+            course = Course(sent=True, status=course.status, cut_by_us=True)
             raise CallerGoneError from None
         finally:
             call.gone.then(None)
@@ -288,10 +293,9 @@ class Proxy:
 
     async def _send(self, call: Call, order: Order) -> UpstreamAnswer:
         upstream = order.upstream
-        metered = any(quantity.after is not None for quantity in order.route.quantities)
         codings = None
-        if metered:
-            codings = header_rules.readable_codings(call.headers, streamed=order.estimate.streamed)
+        if order.route.metered:
+            codings = header_rules.readable_codings(order.headers, streamed=order.estimate.streamed)
         headers = header_rules.to_upstream(
             call.headers,
             keep=credential.kept(upstream),
@@ -303,7 +307,7 @@ class Proxy:
         url = upstream.url + order.target.raw
         if body is not None or not call.has_body:
             return await outgoing.send(call.method, url, headers, body or None)
-        length = header_rules.first(call.headers, b"content-length")
+        length = order.headers.raw(b"content-length")
         if length is not None:
             headers.append((b"content-length", length))
         return await outgoing.send(call.method, url, headers, call.chunks())

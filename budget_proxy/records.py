@@ -77,10 +77,15 @@ def upstream_of(about: bytes) -> str:
     return _about(about).upstream
 
 
-def facts_of(entry: Entry) -> Facts:
-    """The facts of the call an entry is about."""
-    about = _about(entry.about)
-    return Facts(about.upstream, about.service, about.route, about.model, about.labels)
+def facts_of(about: bytes) -> Facts:
+    """The facts of the call a hold or entry is about."""
+    call = _about(about)
+    return Facts(call.upstream, call.service, call.route, call.model, call.labels)
+
+
+def estimate_of(about: bytes) -> Mapping[str, int]:
+    """What the call of a hold can cost at most, by unit."""
+    return _about(about).estimate
 
 
 def amounts_of(entry: Entry) -> Mapping[str, int]:
@@ -88,7 +93,7 @@ def amounts_of(entry: Entry) -> Mapping[str, int]:
     if entry.kind == "released":
         return {}
     if entry.kind == "presumed":
-        return _about(entry.about).estimate
+        return estimate_of(entry.about)
     return _result(entry.result).amounts
 
 

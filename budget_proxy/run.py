@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from budget_proxy.app import App
@@ -17,10 +17,9 @@ from budget_proxy.call_log import standard_output
 from budget_proxy.core.house import House
 from budget_proxy.ledgers import LedgerDownError, LedgerRefusedError
 from budget_proxy.listener import slow_parser
-from budget_proxy.policy import PolicyError
 
 OK, FAILED, WRONG = 0, 1, 2
-SANDBOX_PORT = 9099
+DEMO_BALANCE = "5 USD"
 DEMO_KEY = "demo-key-0000"
 
 
@@ -46,7 +45,7 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
         return runner.run(main)
 
 
-async def _serve(app: App) -> int:
+async def _serve(app: App, announce: Callable[[], None] = lambda: None) -> int:
     stopping, ending = _signals(app)
     try:
         await app.start()
@@ -58,6 +57,7 @@ async def _serve(app: App) -> int:
         print(f"cannot start: {error}", file=sys.stderr)
         await app.stop(0)
         return FAILED
+    announce()
     _say_ready(app)
     await stopping.wait()
     print("stopping: calls may finish; a second signal ends at once", file=sys.stderr, flush=True)
@@ -74,8 +74,13 @@ async def _serve(app: App) -> int:
 
 
 def _say_ready(app: App) -> None:
-    proxy, admin = (f"http://{host}:{port}" for host, port in (app.address, app.admin_address))
+    proxy, admin = _url(app.address), _url(app.admin_address)
     print(f"budget-proxy serves {proxy}, metrics at {admin}/metrics", file=sys.stderr, flush=True)
+
+
+def _url(address: tuple[str, int]) -> str:
+    host, port = address
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _signals(app: App) -> tuple[asyncio.Event, asyncio.Event]:
@@ -99,41 +104,44 @@ def _signals(app: App) -> tuple[asyncio.Event, asyncio.Event]:
     return stopping, ending
 
 
-def demo(load: Callable[[], House]) -> int:
-    """The proxy with the quickstart policy in front of the sandbox, until Ctrl-C."""
+def demo(load: Callable[[str], House]) -> int:
+    """The proxy in front of the sandbox, until Ctrl-C. `load` reads the policy for a sandbox at
+    this URL. Raises PolicyError."""
     return _run(_demo(load))
 
 
-async def _demo(load: Callable[[], House]) -> int:
+async def _demo(load: Callable[[str], House]) -> int:
+    try:
+        async with _sandbox() as url:
+            app = App(lambda: load(url))
+            return await _serve(app, lambda: print(demo_text(app, url), flush=True))
+    except OSError as error:
+        print(f"cannot start the sandbox: {error}", file=sys.stderr)
+        return FAILED
+
+
+@contextlib.asynccontextmanager
+async def _sandbox() -> AsyncIterator[str]:
+    """The sandbox on a free port; its URL."""
     from budget_proxy import sandbox  # noqa: PLC0415 - loads the price data
 
+    ready: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    settings = sandbox.Settings(balance_nanos=sandbox.parse_amount(DEMO_BALANCE))
+    task = asyncio.create_task(sandbox.run(settings, "127.0.0.1", 0, ready.set_result))
+    await asyncio.wait((task, ready), return_when=asyncio.FIRST_COMPLETED)
     try:
-        app = App(load)
-    except PolicyError as error:
-        print(error, file=sys.stderr)
-        return WRONG
-    upstream = asyncio.create_task(
-        sandbox.run(
-            sandbox.Settings(balance_nanos=sandbox.parse_amount("5 USD")), "127.0.0.1", SANDBOX_PORT
-        )
-    )
-    await asyncio.sleep(0.1)
-    if upstream.done():
-        print(f"the sandbox cannot listen on 127.0.0.1:{SANDBOX_PORT}", file=sys.stderr)
-        return FAILED
-    print(demo_text(app.house), flush=True)
-    try:
-        return await _serve(app)
+        if not ready.done():
+            await task  # raises what kept it from listening
+        yield ready.result()
     finally:
-        upstream.cancel()
-        with contextlib.suppress(asyncio.CancelledError, OSError):
-            await upstream
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
 
 
-def demo_text(house: House) -> str:
+def demo_text(app: App, sandbox_url: str) -> str:
     """What the demo prints: lines to paste into another terminal."""
-    proxy = "http://{}:{}".format(*house.listen)
-    admin = "http://{}:{}".format(*house.admin)
+    proxy, admin = _url(app.address), _url(app.admin_address)
     key = f"-H 'Authorization: Bearer {DEMO_KEY}'"
     messages = '[{"role": "user", "content": "hi"}]'
     chat = f'{{"model": "gpt-4o-mini", "max_tokens": 16, "messages": {messages}}}'
@@ -151,13 +159,14 @@ curl -sN {proxy}/openai/v1/chat/completions {key} -H 'Content-Type: application/
 
 # is refused: one call may not cost more than the policy's 'single' budget
 curl -si {proxy}/openai/v1/chat/completions {key} -H 'Content-Type: application/json' \\
-  -d '{chat.replace("16", "16000000")}'
+  -d '{chat.replace("16", "4000000")}'
 
 # four of these pass, the fifth is refused: 0.02 USD a day buy four geocodes
 curl -si '{proxy}/geo/v1/geocode?q=Berlin' {key}
 
-# what is left, and the metrics
-budget-proxy status
+# what is left, what the sandbox charged, and the metrics
+budget-proxy status --admin {admin}
+curl -s {sandbox_url}/_sandbox/charges
 curl -s {admin}/metrics | grep ^budget_proxy_
 
 Ctrl-C stops.

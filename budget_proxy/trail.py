@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from budget_proxy.core.book import Leg
 from budget_proxy.core.estimate import Estimate
 from budget_proxy.core.events import CallEnded, Outcome, Overrun, Stage
+from budget_proxy.core.headers import Index
 from budget_proxy.core.house import Service, Upstream
 from budget_proxy.core.refusal import Refusal, Shortfall
 from budget_proxy.core.settlement import Settlement
@@ -25,6 +26,7 @@ class Order:
     upstream: Upstream
     service: Service
     route: Route
+    headers: Index
     target: Target
     """As it is sent: without our mount and the caller's key."""
     estimate: Estimate
@@ -59,6 +61,8 @@ class Trail:
     started: bool = False
     traceparent: str = ""
     retry: int = 0
+    patience_s: float | None = None
+    """How long the caller lets us wait (`Prefer: wait`)."""
 
 
 def ended(trail: Trail, now_s: float) -> CallEnded:

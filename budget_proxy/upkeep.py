@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import secrets
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from budget_proxy import opening
-from budget_proxy.accounts_view import open_accounts
-from budget_proxy.app import correction_for, ledger_path
-from budget_proxy.core.book import Adjusted
+from budget_proxy.app import adjusted_account, correction_for, ledger_path
+from budget_proxy.core.book import Adjusted, OpenHold
 from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.money import exact
@@ -22,6 +23,7 @@ from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.records import readable
 
 ANSWER_S = 10.0
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class CannotError(Exception):
@@ -73,25 +75,26 @@ def _utc(instant_s: int) -> str:
 
 
 def accounts_from(admin: str, token: str | None) -> list[dict[str, Any]]:
-    """The open accounts of a running proxy. Raises CannotError."""
+    """The open accounts of a running proxy. Asked directly: no proxy of the environment stands
+    between us and an admin port. Raises CannotError."""
     if not admin.startswith(("http://", "https://")):
         raise CannotError(f"{admin!r} is not the URL of an admin port", 2)
-    request = urllib.request.Request(admin.rstrip("/") + "/api/accounts")  # noqa: S310
-    if token:
-        request.add_header("authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=ANSWER_S) as answer:  # noqa: S310
-            document = json.load(answer)
+        request = urllib.request.Request(admin.rstrip("/") + "/api/accounts")  # noqa: S310
+        if token:
+            request.add_header("authorization", f"Bearer {token}")
+        with _direct.open(request, timeout=ANSWER_S) as answer:
+            accounts: list[dict[str, Any]] = json.load(answer)["accounts"]
     except urllib.error.HTTPError as error:
         hint = " (set BUDGET_PROXY_TOKEN to the admin_token)" if error.code in (401, 403) else ""
         raise CannotError(f"{admin} answered {error.code}{hint}", 1) from error
-    except (OSError, ValueError) as error:
+    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
+        why = " ".join(str(error).split())  # it may quote what answered
         raise CannotError(
-            f"no budget-proxy answers at {admin} ({error}); name another with --admin, or a "
+            f"no budget-proxy answers at {admin} ({why}); name another with --admin, or a "
             "ledger file with --ledger",
             1,
         ) from error
-    accounts: list[dict[str, Any]] = document["accounts"]
     return accounts
 
 
@@ -112,7 +115,7 @@ async def adjust(
     finally:
         await ledger.close()
     assert isinstance(outcome, Adjusted), "a correction is answered with its account"
-    return open_accounts([outcome.account], house, time.time())[0].as_json()
+    return adjusted_account(outcome, house).as_json()
 
 
 async def lines(path: Path, what: str) -> list[str]:
@@ -123,20 +126,20 @@ async def lines(path: Path, what: str) -> list[str]:
             return await ledger.check()
         if what == "entries":
             return [json.dumps(readable(entry)) for entry in await ledger.entries(0)]
-        return [
-            json.dumps({**hold._asdict(), "about": json.loads(hold.about)})
-            for hold in await ledger.holds()
-        ]
+        return [json.dumps(_plain_hold(hold)) for hold in await ledger.holds()]
     except LedgerDownError as error:
         raise CannotError(str(error), 1) from error
     finally:
         await ledger.close()
 
 
+def _plain_hold(hold: OpenHold) -> dict[str, Any]:
+    legs = [leg._asdict() for leg in hold.legs]
+    return {**hold._asdict(), "legs": legs, "about": json.loads(hold.about)}
+
+
 def new_budgets(house: House) -> list[str]:
     """What `check` says of budgets that this policy's ledger has not served in this shape."""
-    import asyncio  # noqa: PLC0415
-
     path = ledger_path(house.ledger)
     if not path.is_file():
         return []
@@ -144,11 +147,9 @@ def new_budgets(house: House) -> list[str]:
     async def read() -> list[str]:
         ledger = _open(path)
         try:
-            fresh = opening.needing(house.budgets, await ledger.budgets())
-            now_s = time.time()
-            entries = await ledger.entries(opening.since_s(fresh, now_s)) if fresh else []
-            accounts = await ledger.accounts()
-            return [begun.note for begun in opening.openings(fresh, entries, accounts, now_s)]
+            known = await ledger.budgets()
+            begun = await opening.look(ledger, house.budgets, known, time.time())
+            return [budget.note for budget in begun]
         finally:
             await ledger.close()
 

@@ -10,12 +10,19 @@ Forbidden here: knowing what a budget is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
+import io
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 import aiohttp
-from aiohttp import ClientHandlerType, ClientRequest, ClientResponse
+from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.streams import EmptyStreamReader
+from aiohttp.tracing import Trace
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -32,29 +39,93 @@ from budget_proxy.call import (
 from budget_proxy.core.house import Timeouts, Upstream
 
 MAX_HEADER = 32 * 1024
+LARGE = 1024 * 1024
 _SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 Body = bytes | AsyncIterator[bytes] | None
 
 
 class _LostError(Exception):
-    """A connection broke after the request may have left (see `_never_twice`)."""
+    """A connection broke after the request may have left (see `_Attempt`)."""
 
 
-async def _never_twice(request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-    """Keep the library from sending a request again when a reused connection turns out dead: it
-    does so for GET, PUT and DELETE, and each attempt may be billed."""
-    try:
-        return await handler(request)
-    except aiohttp.ClientConnectorError:
-        raise
-    except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-        raise _LostError(str(error)) from error
+class _Request(ClientRequest):
+    """A request that knows whether it got a connection: from then on a byte may have left."""
+
+    connected = False
+
+
+class _Attempt:
+    """The one attempt to send a request.
+
+    Keeps the library from sending it again when a reused connection turns out dead: it does so
+    for GET, PUT and DELETE, and each attempt may be billed.
+    """
+
+    connected = False
+
+    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
+        """Be the middleware of the request."""
+        assert isinstance(request, _Request), "our session makes our requests"
+        try:
+            return await handler(request)
+        except aiohttp.ClientConnectorError:
+            raise
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
+            raise _LostError(str(error)) from error
+        finally:
+            self.connected = request.connected
+
+
+class _Wire(ResponseHandler):
+    """A connection that remembers how it was lost: an answer without a length lasts until the
+    connection ends, and the library takes any end for a proper one. And none at all for that of a
+    body that turned into garbage."""
+
+    broken = False
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """The connection is gone; with an error, not because the upstream was done."""
+        self.broken = exc is not None
+        body = self._payload
+        super().connection_lost(exc)
+        if body is not None and not body.is_eof() and body.exception() is None:
+            body.set_exception(aiohttp.ClientPayloadError("the body is not HTTP"))
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Makes connections of that kind."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        wires: Callable[..., ResponseHandler] = _Wire
+        self._factory = functools.partial(wires, loop=self._loop)
+
+    async def connect(
+        self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
+    ) -> Connection:
+        """Get a connection from the pool, or a new one."""
+        connection = await super().connect(req, traces, timeout)
+        if isinstance(req, _Request):
+            req.connected = True
+        return connection
+
+
+class _Response(ClientResponse):
+    """A response that knows its connection to the end."""
+
+    @property
+    def was_broken_off(self) -> bool:
+        """Whether what looks like its end was none."""
+        framed = "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
+        if framed or isinstance(self.content, EmptyStreamReader):
+            return False
+        return isinstance(self._protocol, _Wire) and self._protocol.broken
 
 
 class UpstreamAnswer:
     """An `Answer` on an aiohttp response."""
 
-    def __init__(self, response: ClientResponse, timeouts: Timeouts, ends_s: float) -> None:
+    def __init__(self, response: _Response, timeouts: Timeouts, ends_s: float) -> None:
         self._response = response
         self._timeouts = timeouts
         self._ends_s = ends_s
@@ -64,17 +135,21 @@ class UpstreamAnswer:
     async def chunk(self) -> bytes:
         """See `Answer.chunk`."""
         content = self._response.content
+        now_s = self._loop.time()
+        if now_s > self._ends_s:
+            raise AnswerCutError("timeout", "the call took too long")
         try:
             data = content.read_nowait(CHUNK)
-            if data or content.at_eof():
-                return data
-            until_s = min(self._loop.time() + self._timeouts.idle_s, self._ends_s)
-            async with asyncio.timeout_at(until_s):
-                return await content.read(CHUNK)
+            if not data and not content.at_eof():
+                async with asyncio.timeout_at(min(now_s + self._timeouts.idle_s, self._ends_s)):
+                    data = await content.read(CHUNK)
         except TimeoutError:
             raise AnswerCutError("timeout", "the upstream stopped sending") from None
         except (aiohttp.ClientError, ConnectionError) as error:
             raise AnswerCutError("cut", "the upstream cut its answer short") from error
+        if not data and self._response.was_broken_off:
+            raise AnswerCutError("cut", "the upstream cut its answer short")
+        return data
 
     def close(self) -> None:
         """See `Answer.close`."""
@@ -91,21 +166,22 @@ class Outgoing:
         self._upstream = upstream
         timeouts = upstream.timeouts
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=_Connector(
                 limit=upstream.max_connections,
                 keepalive_timeout=upstream.keepalive_s,
                 ssl=_tls(upstream),
             ),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=timeouts.connect_s),
+            timeout=ClientTimeout(total=None, sock_connect=timeouts.connect_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
             raise_for_status=False,
             skip_auto_headers=_SKIPPED,
+            request_class=_Request,
+            response_class=_Response,
             read_bufsize=CHUNK,
             max_line_size=MAX_HEADER,
             max_field_size=MAX_HEADER,
-            middlewares=(_never_twice,),
         )
 
     @property
@@ -116,20 +192,19 @@ class Outgoing:
     async def send(self, method: str, url: str, headers: Headers, body: Body) -> UpstreamAnswer:
         """Send one request, once. Raises NotSentError, NoAnswerError, CallerGoneError and
         BodyTimeoutError (from a body that is streamed through)."""
-        loop = asyncio.get_running_loop()
         timeouts = self._upstream.timeouts
-        tracker = aiohttp.UploadTracker()
-        began_s = loop.time()
+        attempt = _Attempt()
+        ends_s = asyncio.get_running_loop().time() + timeouts.total_s
         try:
-            async with asyncio.timeout(min(timeouts.first_byte_s, timeouts.total_s)):
+            async with asyncio.timeout_at(ends_s) as deadline:
                 response = await self._session.request(
                     method,
-                    URL(url, encoded=True),
+                    _as_it_is(url),
                     headers=_names_lowered(headers),
-                    data=body,
+                    data=_timed(body, deadline, timeouts.first_byte_s),
                     allow_redirects=False,
                     proxy=self._upstream.proxy,
-                    upload_tracker=tracker,
+                    middlewares=(attempt,),
                 )
         except (CallerGoneError, BodyTimeoutError):
             raise
@@ -138,7 +213,7 @@ class Outgoing:
         except aiohttp.ConnectionTimeoutError as error:
             raise NotSentError("connect_timeout", "cannot connect in time") from error
         except (TimeoutError, aiohttp.ServerTimeoutError) as error:
-            if tracker.attempts == 0:
+            if not attempt.connected:
                 raise NotSentError("pool_timeout", "no connection became free") from error
             raise NoAnswerError("timeout", "the upstream did not answer in time") from error
         except (aiohttp.ClientHttpProxyError, aiohttp.InvalidURL) as error:
@@ -151,11 +226,44 @@ class Outgoing:
         if response.status == 101:
             response.close()
             raise NoAnswerError("garbage", "the upstream switched protocols unasked")
-        return UpstreamAnswer(response, timeouts, began_s + timeouts.total_s)
+        assert isinstance(response, _Response), "our session makes our responses"
+        return UpstreamAnswer(response, timeouts, ends_s)
 
     async def close(self) -> None:
         """Close every connection."""
         await self._session.close()
+
+
+def _as_it_is(url: str) -> URL:
+    """The URL with its target untouched; read as a whole it would lose a `?` at its end."""
+    scheme, _, rest = url.partition("://")
+    authority, _, target = rest.partition("/")
+    return URL.build(scheme=scheme, authority=authority, path="/" + target, encoded=True)
+
+
+def _timed(body: Body, deadline: asyncio.Timeout, first_byte_s: float) -> Any:
+    """The body in the form the library takes best. The time to the answer's first byte runs from
+    the request's end, as far as the total allows."""
+    if not isinstance(body, bytes | None):
+        return _then(body, lambda: _shorten(deadline, first_byte_s))
+    _shorten(deadline, first_byte_s)
+    if body is not None and len(body) > LARGE:
+        return io.BytesIO(body)  # goes out in pieces: one huge write would block the loop
+    return body
+
+
+async def _then(body: AsyncIterator[bytes], act: Callable[[], None]) -> AsyncIterator[bytes]:
+    yield b""  # or the library keeps the head back until there is a piece of the body
+    async for chunk in body:
+        yield chunk
+    act()
+
+
+def _shorten(deadline: asyncio.Timeout, seconds: float) -> None:
+    when_s = asyncio.get_running_loop().time() + seconds
+    before_s = deadline.when()
+    with contextlib.suppress(RuntimeError):  # the answer came before the request's end
+        deadline.reschedule(when_s if before_s is None else min(before_s, when_s))
 
 
 def _raise_callers_own(error: BaseException) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import textwrap
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -173,14 +174,19 @@ async def running_sandbox(**knobs: Any) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def running(
-    tmp_path: Path, budgets: str = GENEROUS, *, base: str = BASE, **knobs: Any
+    tmp_path: Path,
+    budgets: str = GENEROUS,
+    *,
+    base: str = BASE,
+    clock: Callable[[], float] = time.time,
+    **knobs: Any,
 ) -> AsyncIterator[Rig]:
     """The proxy with BASE and these budgets, in front of a sandbox with these knobs."""
     async with running_sandbox(**knobs) as sandbox_url, aiohttp.ClientSession() as session:
         rig: Rig | None = None
         house = house_of(base + textwrap.dedent(budgets), tmp_path, SANDBOX=sandbox_url)
         events: list[Event] = []
-        app = App(lambda: house, observers=[events.append])
+        app = App(lambda: house, observers=[events.append], clock=clock)
         await app.start()
         rig = Rig(app, sandbox_url, session)
         rig.events = events

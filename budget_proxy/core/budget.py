@@ -13,6 +13,8 @@ from fnmatch import translate
 from functools import lru_cache
 from typing import Literal
 
+import msgspec
+
 from budget_proxy.core.window import Span
 
 OnShortfall = Literal["refuse", "wait", "report"]
@@ -25,8 +27,7 @@ EVERYONE = "(all)"
 MAX_PAYER_LENGTH = 128
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(msgspec.Struct, frozen=True):
     """What conditions are matched against: all that is known of a call before its cost."""
 
     upstream: str

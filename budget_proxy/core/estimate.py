@@ -2,16 +2,17 @@
 
 Input: a token covers at least one byte, so the body's size bounds its tokens; typed parts (images)
 count as their own ceiling. Output: the request's own limit, else the policy's, else the model's.
+Pieces that may turn out to be of a dearer kind (written to a cache, spoken) count at its price.
 A call without a bound is refused unless the policy gives a floor. Pure: bytes in, an Estimate out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.money import MAX_AMOUNT, ceil_div, show
@@ -19,26 +20,26 @@ from budget_proxy.core.refusal import Reason, refuse
 from budget_proxy.core.spans import DuplicateError, check_guarded, put
 from budget_proxy.core.tariff import (
     MAX_QUANTITY,
+    MILLION,
     BadQuantityError,
     Document,
     OutputBound,
     Part,
+    Place,
     Quantity,
-    Rate,
     Rates,
     Route,
+    Test,
     json_place,
     whole,
 )
 
-MILLION = 1_000_000
 OUTPUT = "output_tokens"
 MAX_MODEL_LENGTH = 200
 _decode = msgspec.json.Decoder().decode
 
 
-@dataclass(frozen=True, slots=True)
-class Estimate:
+class Estimate(msgspec.Struct, frozen=True):
     """What a call may cost at most. `amounts` by unit: currency in nanos, quantities in pieces."""
 
     amounts: Mapping[str, int]
@@ -51,6 +52,12 @@ class Estimate:
     """Whether the usage event exists only because we asked, and is to be taken out again."""
     body: bytes | None = None
     """The body to forward; None where it is not read."""
+    tier: str = ""
+    """As the request names it."""
+    bounded: bool = True
+    """Whether the request tells what it can cost; else the policy's floor is held."""
+    raised: Mapping[str, int] = {}
+    """By unit, what the amounts were multiplied by, in permille (`learned`)."""
 
 
 def decode_body(body: bytes, route: Route) -> dict[str, Any]:
@@ -101,23 +108,31 @@ def _estimate(
     route: Route, upstream: Upstream, document: Document, body: bytes | None, now_s: float
 ) -> Estimate:
     model = model_of(route, document)
-    rates = _rates(route, upstream, model, _tier(route, document), now_s)
-    bounded = _check_bounds(route, upstream, document)
-    quantities: dict[str, int] = {}
+    tier = (route.tier.text(document) if route.tier else None) or ""
+    rates = _rates(route, upstream, model, tier, now_s)
+    parts = find_parts(route, document.json)
+    bounded = _check_bounds(route, upstream, document, parts)
+    limit = 0
     if route.output is not None:
-        quantities[OUTPUT], body = _output(route.output, upstream, model, document, body)
-    measured = replace(document, body_bytes=_text_size(route.parts, document, body))
-    for quantity in route.quantities:
-        if quantity.name not in quantities:
-            quantities[quantity.name] = _before(quantity, measured)
-    streamed = route.streaming is not None and route.streaming.when.values(document) == [True]
+        limit, body = _output(route.output, upstream, model, document, body)
+    size = max(len(body or b""), document.body_bytes)
+    size += sum((part.ceiling or 0) - data for part, data in parts)
+    measured = document
+    if size != document.body_bytes:
+        measured = replace(document, body_bytes=size)
+    quantities = {
+        quantity.name: _before(quantity, measured, limit if quantity.name == OUTPUT else 0)
+        for quantity in route.quantities
+    }
+    streamed = route.streaming is not None and _says_yes(route.streaming.when, document)
     drops = False
+    variants = variants_of(route, document)
     if streamed:
         body, drops = _ask_usage(route, document, body)
     if rates is None:
         cost = upstream.charge_unpriced or 0
     else:
-        cost = cost_ceiling(route, quantities, rates, measured)
+        cost = cost_ceiling(route, quantities, rates, variants)
     if not bounded:
         cost = max(cost, upstream.floor or 0)
     if cost > MAX_AMOUNT:
@@ -126,7 +141,10 @@ def _estimate(
             f"This call could cost more than {show(MAX_AMOUNT, route.currency)}.",
         )
     amounts = amounts_of(route, quantities, cost)
-    return Estimate(amounts, quantities, rates, model, streamed, drops, body)
+    for quantity_name, names in variants.items():
+        for name in names:
+            amounts[name] = max(amounts[name], quantities[quantity_name])
+    return Estimate(amounts, quantities, rates, model, streamed, drops, body, tier, bounded)
 
 
 def amounts_of(route: Route, quantities: Mapping[str, int], cost: int) -> dict[str, int]:
@@ -134,13 +152,9 @@ def amounts_of(route: Route, quantities: Mapping[str, int], cost: int) -> dict[s
     amounts = dict(quantities)
     amounts["requests"] = quantities.get("requests", 1)
     if route.total_of:
-        amounts["tokens"] = sum(quantities.get(name, 0) for name in route.total_of)
+        amounts["tokens"] = sum([quantities.get(name, 0) for name in route.total_of])
     amounts[route.currency] = cost
     return amounts
-
-
-def _tier(route: Route, document: Document) -> str:
-    return (route.tier.text(document) if route.tier else None) or ""
 
 
 def _rates(route: Route, upstream: Upstream, model: str, tier: str, now_s: float) -> Rates | None:
@@ -150,7 +164,7 @@ def _rates(route: Route, upstream: Upstream, model: str, tier: str, now_s: float
     if not route.priced_by_model:
         return route.rates
     rates = upstream.prices.rates(model, tier, now_s) if upstream.prices else None
-    if rates is not None and not all(name in rates for name in _must_have_price(route)):
+    if rates is not None and not route.must_have_price <= rates.keys():
         rates = None  # a price for half of a call is none: the rest would be free
     if rates is None and upstream.charge_unpriced is None:
         what = f"model {model!r}" + (f" in tier {tier!r}" if tier else "")
@@ -163,17 +177,16 @@ def _rates(route: Route, upstream: Upstream, model: str, tier: str, now_s: float
     return rates
 
 
-def _must_have_price(route: Route) -> Iterable[str]:
-    return (q.name for q in route.quantities if q.of is None and q.name in route.total_of)
-
-
-def _check_bounds(route: Route, upstream: Upstream, document: Document) -> bool:
+def _check_bounds(
+    route: Route, upstream: Upstream, document: Document, parts: list[tuple[Part, int]]
+) -> bool:
     """Whether the request bounds its own cost. Raises RefusedError where no floor is given."""
-    why = next((rule.why for rule in route.unbounded if rule.test.holds(document)), None)
+    why = None
+    heads, body = route.unbounded_heads, document.json
+    if heads is None or (type(body) is dict and not heads.isdisjoint(body)):
+        why = next((rule.why for rule in route.unbounded if rule.test.holds(document)), None)
     if why is None:
-        unknown = {part.why for part in route.parts if part.ceiling is None}
-        if unknown and _find_parts(document.json, route.parts, [])[1]:
-            why = next(iter(unknown))
+        why = next((part.why for part, _ in parts if part.ceiling is None), None)
     if why is None:
         return True
     if upstream.floor is None:
@@ -194,9 +207,9 @@ def _output(
         read = bound.times.read(document)
         times = 1 if read is None else max(1, read)
     own = [
-        whole(value, name, text_allowed=False)
-        for name in bound.fields
-        for value in json_place(name).values(document)
+        whole(value, place.name, text_allowed=False)
+        for place in bound.places
+        if (value := place.first(document)) is not None
     ]
     if own:
         limit = max(own)
@@ -218,35 +231,31 @@ def _output(
     return limit * times, body
 
 
-def _text_size(parts: tuple[Part, ...], document: Document, body: bytes | None) -> int:
-    """The body's size with typed parts counted at their ceilings instead of their data."""
-    size = document.body_bytes if body is None else max(len(body), document.body_bytes)
-    if not parts:
-        return size
+_CONTENT = ("messages", "system", "input", "content", "output", "source")
+"""The members that hold content. What looks like a part elsewhere (in the schema of a tool, in the
+arguments of its call) is text to the provider, and is billed as text."""
+
+
+def find_parts(route: Route, body: Any) -> list[tuple[Part, int]]:
+    """The typed parts in the content of a body, each with the size of its inline data. Iterative:
+    a body may be nested deeper than the interpreter's stack."""
     found: list[tuple[Part, int]] = []
-    _find_parts(document.json, parts, found)
-    return size + sum((part.ceiling or 0) - data for part, data in found)
-
-
-def _find_parts(
-    value: Any, parts: tuple[Part, ...], found: list[tuple[Part, int]]
-) -> tuple[list[tuple[Part, int]], bool]:
-    """Every typed part under a value with the size of its inline data; and whether one of them
-    has no ceiling. Iterative: a body may be nested deeper than the interpreter's stack."""
-    unbounded = False
-    pending = [value]
+    pending = [body] if route.parts else []
     while pending:
         item = pending.pop()
-        if isinstance(item, list):
+        if type(item) is list:
             pending.extend(item)
-        elif isinstance(item, dict):
+        elif type(item) is dict:
             kind = item.get("type")
-            part = next((p for p in parts if kind in p.types), None) if kind else None
+            part = route.part_by_type.get(kind) if type(kind) is str else None
             if part is not None:
-                unbounded = unbounded or part.ceiling is None
                 found.append((part, inline_bytes(item)))
-            pending.extend(item.values())
-    return found, unbounded
+            for name in _CONTENT:
+                inner = item.get(name)
+                # `input` as an object is the arguments of a tool's call.
+                if type(inner) is list or (type(inner) is dict and name != "input"):
+                    pending.append(inner)
+    return found
 
 
 def inline_bytes(part: Mapping[str, Any]) -> int:
@@ -261,13 +270,27 @@ def inline_bytes(part: Mapping[str, Any]) -> int:
     return size
 
 
-def _before(quantity: Quantity, document: Document) -> int:
+def _before(quantity: Quantity, document: Document, limit: int) -> int:
+    """The most there can be of a quantity: what the request shows, and its limit on output."""
     figure = quantity.before.read(document)
     if figure is None:
         raise BadQuantityError(quantity.name, "cannot be read from the request")
-    if figure > MAX_QUANTITY:
+    if figure + limit > MAX_QUANTITY:
         raise BadQuantityError(quantity.name, f"is above {MAX_QUANTITY}")
-    return figure
+    return figure + limit
+
+
+def _says_yes(place: Place, document: Document) -> bool:
+    """Whether a flag is set. In JSON it is true or false: of anything else one provider makes a
+    yes and the next a no, and the answer could not be metered as what it is."""
+    value = place.first(document)
+    if value is None or value is False:
+        return False
+    if place.kind != "json":
+        return str(value).lower() not in ("", "0", "false")
+    if value is not True:
+        raise BadQuantityError(str(place), "is neither true nor false")
+    return True
 
 
 def _ask_usage(route: Route, document: Document, body: bytes | None) -> tuple[bytes | None, bool]:
@@ -275,37 +298,47 @@ def _ask_usage(route: Route, document: Document, body: bytes | None) -> tuple[by
     streaming = route.streaming
     if streaming is None or streaming.ask_usage is None or body is None:
         return body, False
-    if json_place(streaming.ask_usage).values(document) == [True]:
+    if _says_yes(json_place(streaming.ask_usage), document):
         return body, False
     return put(body, streaming.ask_usage, b"true"), True
 
 
 def cost_ceiling(
-    route: Route, quantities: Mapping[str, int], rates: Rates, document: Document
+    route: Route,
+    quantities: Mapping[str, int],
+    rates: Rates,
+    variants: Mapping[str, tuple[str, ...]],
 ) -> int:
     """Nanos for the ceilings: each at the dearest price its pieces may turn out to have."""
     size = input_size(route, quantities)
     total = 0
     for quantity in route.quantities:
-        if quantity.of is not None:
-            continue
-        names = [quantity.name, *_variants(route, quantity.name, document)]
-        dearest = max(
-            (_per_million(rates[name], size, ceiling=True) for name in names if name in rates),
-            default=0,
-        )
-        total += quantities.get(quantity.name, 0) * dearest
+        figure = quantities.get(quantity.name, 0)
+        if quantity.of is None and figure:
+            dearest = 0
+            for name in (quantity.name, *variants.get(quantity.name, ())):
+                rate = rates.get(name)
+                if rate is not None:
+                    dearest = max(dearest, rate.dearest_per_million(size))
+            total += figure * dearest
     if "requests" in rates and "requests" not in quantities:
-        total += _per_million(rates["requests"], size, ceiling=True)
+        total += rates["requests"].dearest_per_million(size)
     return ceil_div(total, MILLION)
 
 
-def _variants(route: Route, name: str, document: Document) -> Iterable[str]:
+def variants_of(route: Route, document: Document) -> Mapping[str, tuple[str, ...]]:
+    """By quantity: what its pieces may turn out to be, for this request."""
+    if route.variant_names or not route.variants:
+        return route.variant_names
+    answers: dict[tuple[Test, ...], bool] = {(): True}
     for quantity in route.quantities:
-        if quantity.of == name and (
-            not quantity.possible or any(test.holds(document) for test in quantity.possible)
-        ):
-            yield quantity.name
+        if quantity.possible not in answers:
+            holds = any(test.holds(document) for test in quantity.possible)
+            answers[quantity.possible] = holds
+    return {
+        name: tuple(quantity.name for quantity in found if answers[quantity.possible])
+        for name, found in route.variants.items()
+    }
 
 
 def cost_of(route: Route, quantities: Mapping[str, int], rates: Rates) -> int:
@@ -313,22 +346,15 @@ def cost_of(route: Route, quantities: Mapping[str, int], rates: Rates) -> int:
     size = input_size(route, quantities)
     total = 0
     for quantity in route.quantities:
-        rate = rates.get(quantity.name) or (rates.get(quantity.of) if quantity.of else None)
-        if rate is not None:
-            total += quantities.get(quantity.name, 0) * _per_million(rate, size, ceiling=False)
+        figure = quantities.get(quantity.name, 0)
+        if figure:
+            rate = rates.get(quantity.name) or rates.get(quantity.of or "")
+            total += figure * rate.per_million_at(size) if rate is not None else 0
     if "requests" in rates and "requests" not in quantities:
-        total += _per_million(rates["requests"], size, ceiling=False)
+        total += rates["requests"].per_million_at(size)
     return ceil_div(total, MILLION)
 
 
 def input_size(route: Route, quantities: Mapping[str, int]) -> int:
     """What the cliffs of a price are measured by: all input, cached or not."""
-    return sum(quantities.get(name, 0) for name in route.total_of if name != OUTPUT)
-
-
-def _per_million(rate: Rate, size: int, *, ceiling: bool) -> int:
-    nanos = rate.nanos_at(size)
-    if ceiling:
-        # Below a cliff the price may be the higher one, should a discount come with size.
-        nanos = max([rate.nanos, *(dearer for start, dearer in rate.cliffs if size > start)])
-    return nanos * (MILLION // rate.count)
+    return sum([quantities.get(name, 0) for name in route.input_kinds])

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
+import msgspec
+
 from budget_proxy.core.refusal import Shortfall
 
 Outcome = Literal["served", "refused", "upstream_error", "aborted", "hung_up", "rejected"]
@@ -15,8 +17,7 @@ usable answer. aborted: the answer was cut short. hung_up: the caller left first
 Stage = Literal["price", "hold", "wait", "first_byte", "total"]
 
 
-@dataclass(frozen=True, slots=True)
-class CallEnded:
+class CallEnded(msgspec.Struct, frozen=True):
     """One request, arrival to the end of its answer. Durations in seconds, amounts in steps."""
 
     at_s: float

@@ -10,7 +10,7 @@ To the caller: dropped are hop-by-hop headers and those `Connection` names; noth
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 from budget_proxy.core.refusal import Reason, refuse
 
@@ -34,9 +34,9 @@ CREDENTIALS = frozenset(
 )
 BUDGET_KEY = b"x-budget-key"
 _NOT_TO_BE_NAMED = CREDENTIALS | {b"host", b"content-length", b"content-encoding", b"expect"}
-_NOT_FORWARDED = HOP_BY_HOP | {b"host", b"expect", b"content-length"}
+_DROPPED = HOP_BY_HOP | CREDENTIALS | {b"host", b"expect", b"content-length"}
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
-_READABLE_CODINGS = (b"gzip", b"deflate", b"identity")
+_READABLE_CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"identity"})
 
 
 def check(headers: HeaderList) -> None:
@@ -56,15 +56,22 @@ def check(headers: HeaderList) -> None:
 def named_by_connection(headers: HeaderList) -> frozenset[bytes]:
     """The headers that `Connection` makes hop-by-hop. Raises RefusedError (400) where it names one
     that decides how the request is read or paid."""
-    named: set[bytes] = set()
-    for name, value in headers:
-        if name.lower() == b"connection":
-            named.update(piece.strip().lower() for piece in value.split(b","))
+    named = _named(headers)
     if named & _NOT_TO_BE_NAMED:
         raise refuse(
             Reason.BAD_REQUEST, "Connection names a header that must not be dropped on the way."
         )
-    return frozenset(named)
+    return named
+
+
+def _named(headers: HeaderList) -> frozenset[bytes]:
+    pieces = [
+        piece.strip().lower()
+        for name, value in headers
+        if len(name) == len(b"connection") and name.lower() == b"connection"
+        for piece in value.split(b",")
+    ]
+    return frozenset(pieces)
 
 
 def first(headers: HeaderList, wanted: bytes) -> bytes | None:
@@ -75,12 +82,39 @@ def first(headers: HeaderList, wanted: bytes) -> bytes | None:
     return None
 
 
-def by_name(headers: HeaderList) -> dict[str, str]:
-    """Lower-case name to first value, as text, for reading quantities and payers."""
-    found: dict[str, str] = {}
+class Index(Mapping[str, str]):
+    """The first value of each header, by lower-case name; decoded only when asked for as text."""
+
+    __slots__ = ("_raw",)
+
+    def __init__(self, raw: dict[bytes, bytes]) -> None:
+        self._raw = raw
+
+    def raw(self, name: bytes) -> bytes | None:
+        """The value as it came."""
+        return self._raw.get(name)
+
+    def __getitem__(self, name: str) -> str:
+        return self._raw[name.encode("latin-1", "replace")].decode("utf-8", "replace")
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.decode("latin-1") for name in self._raw)
+
+    def __len__(self) -> int:
+        return len(self._raw)
+
+
+NO_HEADERS = Index({})
+
+
+def by_name(headers: HeaderList) -> Index:
+    """Lower-case name to first value."""
+    found: dict[bytes, bytes] = {}
     for name, value in headers:
-        found.setdefault(name.decode("latin-1").lower(), value.decode("utf-8", "replace"))
-    return found
+        low = name.lower()
+        if low not in found:
+            found[low] = value
+    return Index(found)
 
 
 def to_upstream(
@@ -92,41 +126,47 @@ def to_upstream(
 ) -> HeaderList:
     """The headers of the forwarded request. `keep`: credentials of the caller that go through.
     `codings`: what the answer may be encoded in; None leaves that to the caller."""
-    dropped = (_NOT_FORWARDED | named_by_connection(headers) | CREDENTIALS) - keep
+    dropped = _DROPPED if not keep else _DROPPED - keep
+    named = named_by_connection(headers)
+    if named:
+        dropped |= named
+    if credential is not None and credential[0] not in dropped:
+        dropped |= {credential[0]}
+    # A server may read `_` as `-`: our credential must be the only one it can find.
+    hidden = dropped | CREDENTIALS if keep else dropped
     out: HeaderList = []
-    via = VIA
+    via: list[bytes] = []
     for name, value in headers:
         low = name.lower()
-        if low in dropped or low.replace(b"_", b"-") in dropped:
+        if low in dropped or (b"_" in low and low.replace(b"_", b"-") in hidden):
             continue
         if low == b"via":
-            via = value + b", " + VIA
+            via.append(value)
         elif low != b"accept-encoding" or codings is None:
             out.append((name, value))
     if codings is not None:
         out.append((b"Accept-Encoding", b", ".join(codings)))
-    out.append((b"Via", via))
+    out.append((b"Via", b", ".join([*via, VIA])))
     if credential is not None:
         out.append(credential)
     return out
 
 
-def readable_codings(headers: HeaderList, *, streamed: bool) -> list[bytes]:
+def readable_codings(headers: Index, *, streamed: bool) -> list[bytes]:
     """What of the caller's Accept-Encoding the meter can read too; identity for streams."""
     if streamed:
         return [b"identity"]
-    wanted = (first(headers, b"accept-encoding") or b"").lower()
-    kept = [coding for coding in _READABLE_CODINGS if coding in wanted]
+    pieces = (headers.raw(b"accept-encoding") or b"").split(b",")
+    kept = [
+        piece.strip()
+        for piece in pieces
+        if piece.partition(b";")[0].strip().lower() in _READABLE_CODINGS
+    ]
     return kept or [b"identity"]
 
 
 def to_caller(headers: HeaderList) -> HeaderList:
     """The headers of the answer passed on."""
-    named: set[bytes] = set()
-    for name, value in headers:
-        if name.lower() == b"connection":
-            named.update(piece.strip().lower() for piece in value.split(b","))
-    if not named:
-        return [pair for pair in headers if pair[0].lower() not in HOP_BY_HOP]
-    dropped = HOP_BY_HOP | named
+    named = _named(headers)
+    dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
     return [pair for pair in headers if pair[0].lower() not in dropped]

@@ -9,19 +9,36 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import msgspec
 
-from budget_proxy.core.tariff import BadQuantityError, Document, Route, Streaming, Test
+from budget_proxy.core.headers import Index
+from budget_proxy.core.tariff import (
+    MAX_QUANTITY,
+    BadQuantityError,
+    Document,
+    Place,
+    Route,
+    Streaming,
+    Test,
+    text_bytes,
+)
 
 MAX_ANSWER = 4 * 1024 * 1024
 """Decoded bytes of one answer kept for reading; of a longer one the end is searched."""
+MAX_INFLATED = 128 * 1024 * 1024
+"""Beyond this a compressed answer is not an answer to be read (embeddings reach 75 MB)."""
 TAIL = 64 * 1024
-MAX_EVENT = 1024 * 1024
-_END_OF_EVENT = re.compile(rb"\r\n\r\n|\n\n|\r\r")
+MAX_EVENT = 4 * 1024 * 1024
+"""The last event of a response repeats all of it, tools included."""
+_LINE_END = rb"(?:\r\n|\n|\r(?=[^\n]))"
+_END_OF_EVENT = re.compile(_LINE_END + _LINE_END)
+_LONGEST_END = 4
+_DATA = re.compile(rb"(?:\A|[\r\n])data:([^\r\n]*)")
+_BEFORE_FIELDS = re.compile(rb"(?:(?::[^\r\n]*)?(?:\r\n|\n|\r))*")
+_COMMENTS = re.compile(rb"(?::[^\r\n]*\r?\n)+")
 _decode = msgspec.json.Decoder().decode
 
 
@@ -53,16 +70,16 @@ class Meter(Protocol):
         """What is known so far."""
 
 
-def meter_for(route: Route, *, drops_usage: bool, headers: Mapping[str, str]) -> Meter:
+def meter_for(route: Route, *, drops_usage: bool, headers: Index) -> Meter:
     """The meter that can read an answer with these headers (lower-case names)."""
-    if all(quantity.after is None for quantity in route.quantities):
+    if not route.metered:
         return Blind(Figures(final=True))
     coding = headers.get("content-encoding", "identity").strip().lower()
     if coding not in _DECODERS:
         return Blind(Figures(why_not="coding"))
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "text/event-stream" and route.streaming is not None:
-        if coding != "identity":
+        if _DECODERS[coding]:
             return Blind(Figures(why_not="coding"))
         return EventMeter(route, route.streaming, drop=drops_usage)
     return BodyMeter(route, headers, coding)
@@ -89,43 +106,57 @@ _DECODERS = {"identity": 0, "": 0, "gzip": 31, "x-gzip": 31, "deflate": 47}
 class BodyMeter:
     """Reads the figures of one JSON answer, once it is whole."""
 
-    def __init__(self, route: Route, headers: Mapping[str, str], coding: str) -> None:
+    def __init__(self, route: Route, headers: Index, coding: str) -> None:
         self._route = route
         self._headers = headers
         self._inflate = zlib.decompressobj(_DECODERS[coding]) if _DECODERS[coding] else None
         self._chunks: list[bytes] = []
         self._size = 0
+        self._inflated = 0
         self._cut = False
+        self._readable = True
         self.figures = Figures(why_not="cut")
 
     def feed(self, chunk: bytes) -> bytes:
         """Keep a copy, bounded."""
-        try:
-            self._keep(self._inflate.decompress(chunk, MAX_ANSWER) if self._inflate else chunk)
-        except zlib.error:
-            self._cut, self._chunks = True, []
-        if self._inflate is not None and self._inflate.unconsumed_tail:
-            # More than the bound out of one chunk: not an answer to be read.
-            self._cut, self._chunks, self._inflate = True, [], None
+        if self._readable:
+            data = chunk if self._inflate is None else self._plain(chunk)
+            self._chunks.append(data)
+            self._size += len(data)
+            if self._size > (2 * TAIL if self._cut else MAX_ANSWER):
+                self._cut = True
+                self._chunks = [b"".join(self._chunks)[-TAIL:]]
+                self._size = TAIL
         return chunk
 
-    def _keep(self, data: bytes) -> None:
-        self._chunks.append(data)
-        self._size += len(data)
-        if self._size > MAX_ANSWER:
-            self._cut = True
-            self._chunks = [b"".join(self._chunks)[-TAIL:]]
-            self._size = len(self._chunks[0])
+    def _plain(self, chunk: bytes) -> bytes:
+        """The chunk decompressed; what is damaged, or far more than it seems, is not read."""
+        assert self._inflate is not None, "only compressed answers"
+        try:
+            data = self._inflate.decompress(chunk, MAX_ANSWER)
+        except zlib.error:
+            data, self._readable = b"", False
+        self._inflated += len(data)
+        if self._inflate.unconsumed_tail or self._inflated > MAX_INFLATED:
+            self._readable = False
+        if not self._readable:
+            self._chunks, self._size, self._inflate = [], 0, None
+            return b""
+        return data
 
     def close(self) -> bytes:
         """Read the whole answer."""
         body = b"".join(self._chunks)
-        decoded = _usage_at_end(body) if self._cut else _json(body)
-        self.figures = Figures(why_not="unreadable")
-        document = Document(json=decoded, headers=self._headers)
-        if decoded is not None and _read(self._route, document, self.figures):
-            self.figures.final = True
         self._chunks = []
+        decoded = None
+        if self._readable:
+            decoded = _usage_at_end(body) if self._cut else _json(body)
+        self.figures = Figures(why_not="unreadable")
+        try:
+            _read(self._route, Document(decoded, headers=self._headers), self.figures)
+        except BadQuantityError:
+            return b""
+        self.figures.final = _complete(self._route, self.figures)
         return b""
 
 
@@ -137,22 +168,23 @@ def _json(body: bytes) -> Any:
 
 
 _USAGE = re.compile(rb'"usage"\s*:\s*(?=\{)')
+_MAX_BRACES = 64
 
 
 def _usage_at_end(tail: bytes) -> Any:
     """The last `usage` object in the end of a long answer (embeddings put it there). Inside a JSON
     string those quotes would be escaped, so what matches is a member."""
-    last = None
-    for last in _USAGE.finditer(tail):  # noqa: B007 - the last one is wanted
-        pass
-    if last is None:
+    start = max((found.end() for found in _USAGE.finditer(tail)), default=-1)
+    if start < 0:
         return None
-    end = tail.find(b"}", last.end())
-    while end >= 0:
-        usage = _json(tail[last.end() : end + 1])
+    end = start
+    for _ in range(_MAX_BRACES):
+        end = tail.find(b"}", end) + 1
+        if end == 0:
+            return None
+        usage = _json(tail[start:end])
         if usage is not None:
             return {"usage": usage}
-        end = tail.find(b"}", end + 1)
     return None
 
 
@@ -163,74 +195,165 @@ class EventMeter:
         self._route = route
         self._streaming = streaming
         self._drop: Test | None = streaming.drop if drop else None
-        self._rest = b""
+        self._rest: list[bytes] = []
+        self._rest_size = 0
+        self._too_long = False
+        self._seen: dict[str, Any] = {}
+        self._damaged = False
         self.figures = Figures(why_not="cut")
 
     def feed(self, chunk: bytes) -> bytes:
         """Read every event that is now whole. With an event to drop, only whole ones pass."""
-        data = self._rest + chunk if self._rest else chunk
-        start = 0
+        if not self._rest and _is_one_event(chunk):
+            passed = self._passed(chunk)
+            return chunk if self._drop is None else passed
         kept: list[bytes] = []
-        for end in _END_OF_EVENT.finditer(data):
-            event = data[start : end.end()]
-            start = end.end()
-            if not self._is_ours(event):
-                kept.append(event)
-        self._rest = data[start:]
-        if len(self._rest) > MAX_EVENT:
-            # No provider sends such an event: stop reading, keep passing on.
-            kept.append(self._rest)
-            self._rest = b""
-        return b"".join(kept) if self._drop is not None else chunk
+        rest = self._whole_events(chunk, kept)
+        if rest:
+            self._keep(rest, kept)
+        return chunk if self._drop is None else b"".join(kept)
+
+    def _whole_events(self, chunk: bytes, kept: list[bytes]) -> bytes:
+        """Read the events that end in a chunk; what is left of it after the last."""
+        begun = 0
+        data = chunk
+        if self._rest:
+            # Every byte is looked at once and joined once, in however many pieces it comes.
+            end = self._rest[-1][1 - _LONGEST_END :]
+            if len(end) < _LONGEST_END - 1:
+                end = b"".join(self._rest[1 - _LONGEST_END :])[1 - _LONGEST_END :]
+            if _END_OF_EVENT.search(end + chunk) is None:
+                return chunk
+            begun = max(0, self._rest_size - len(end))
+            data = b"".join([*self._rest, chunk])
+            self._rest, self._rest_size = [], 0
+        start = 0
+        for found in _END_OF_EVENT.finditer(data, begun):
+            kept.append(self._passed(data[start : found.end()]))
+            start = found.end()
+        return data[start:] if start else data
+
+    def _passed(self, event: bytes) -> bytes:
+        """Read an event; what is to be passed on of it."""
+        if self._too_long:
+            self._too_long = False
+            return event
+        if not self._is_ours(event):
+            return event
+        before = _BEFORE_FIELDS.match(event)
+        return before[0] if before is not None else b""
+
+    def _keep(self, rest: bytes, kept: list[bytes]) -> None:
+        """Wait for the end of an event, but let keep-alives through at once."""
+        begins = self._rest[0] if self._rest else rest
+        if self._drop is not None and b"\n" in rest and begins.startswith(b":"):
+            rest = b"".join([*self._rest, rest])
+            self._rest, self._rest_size = [], 0
+            comments = _COMMENTS.match(rest)
+            if comments is not None:
+                kept.append(comments[0])
+                rest = rest[comments.end() :]
+        if rest:
+            self._rest.append(rest)
+            self._rest_size += len(rest)
+        if self._rest_size > MAX_EVENT:
+            # No provider sends such an event: pass it on unread.
+            kept.extend(self._rest)
+            self._rest, self._rest_size = [], 0
+            self._too_long = True
 
     def close(self) -> bytes:
-        """An event that was never ended is passed on as it is."""
-        rest, self._rest = self._rest, b""
-        if rest:
-            self._is_ours(rest)
-        return rest if self._drop is not None else b""
+        """An event that was never ended counts as one."""
+        rest = b"".join(self._rest)
+        self._rest, self._rest_size = [], 0
+        passed = self._passed(rest) if rest else b""
+        return b"" if self._drop is None else passed
 
     def _is_ours(self, event: bytes) -> bool:
         """Take note of an event; whether it is the one to drop."""
         decoded = _event_data(event)
         if decoded is None:
             return False
-        document = Document(json=decoded)
-        _read(self._route, document, self.figures)
-        if self._streaming.delivered is not None:
-            for text in self._streaming.delivered.values(document):
-                self.figures.delivered_bytes += len(text) if isinstance(text, str) else 0
-        if not self.figures.final and self._streaming.final.holds(document):
-            self.figures.final = _complete(self._route, self.figures)
+        streaming, figures = self._streaming, self.figures
+        document = Document(decoded)
+        if self._remember(decoded):
+            self._read()
+        if streaming.delivered is not None:
+            figures.delivered_bytes += _delivered(streaming.delivered, document)
+        if not figures.final and streaming.final.holds(document):
+            figures.final = not self._damaged and _complete(self._route, figures)
         return self._drop is not None and self._drop.holds(document)
 
+    def _remember(self, event: dict[str, Any]) -> bool:
+        """Lay what an event tells over what earlier ones told (a later one repeats only a part);
+        whether there are figures in it."""
+        told = False
+        for head in self._route.answer_heads:
+            new = event.get(head)
+            if new is None:
+                continue
+            old = self._seen.get(head)
+            if isinstance(old, dict) and isinstance(new, dict):
+                new = old | {name: value for name, value in new.items() if value is not None}
+            self._seen[head] = new
+            told = told or head in self._route.figure_heads
+        return told
 
-def _event_data(event: bytes) -> Any:
-    position = event.find(b"data:")
-    if position < 0 or (position > 0 and event[position - 1] not in b"\r\n"):
-        return None
-    lines = event[position:].splitlines()
-    data = b"\n".join(line[5:].lstrip() for line in lines if line.startswith(b"data:"))
-    return _json(data) if data.startswith(b"{") else None
+    def _read(self) -> None:
+        try:
+            _read(self._route, Document(self._seen), self.figures)
+        except BadQuantityError:
+            self._damaged = True
+            self.figures.final = False
 
 
-def _read(route: Route, document: Document, figures: Figures) -> bool:
-    """Copy what a document tells into the figures; whether all that is needed is there."""
+def _is_one_event(chunk: bytes) -> bool:
+    """Whether a chunk is, as nearly always, one event with plain line ends."""
+    return 0 <= chunk.find(b"\n\n") == len(chunk) - 2 and b"\r" not in chunk
+
+
+def _event_data(event: bytes) -> dict[str, Any] | None:
+    """The JSON object an event carries, in one line or several."""
+    start = 5 if event.startswith(b"data:") else event.find(b"\ndata:") + 6
+    end = event.find(b"\n", start)
+    at_line = start > 5 or event.startswith(b"data:")
+    if at_line and end == len(event) - 2 and b"\r" not in event:
+        data = event[start:end]
+    else:
+        data = b"\n".join(_DATA.findall(event))
+    decoded = _json(data) if b"{" in data else None
+    return decoded if type(decoded) is dict else None
+
+
+def _delivered(place: Place, document: Document) -> int:
+    """The size of the text an event carries, the names of its kinds left out."""
+    size = 0
+    for value in place.values(document):
+        if type(value) is dict:
+            size += sum([text_bytes(value[name]) for name in value if name != "type"])
+        else:
+            size += text_bytes(value)
+    return size
+
+
+def _read(route: Route, document: Document, figures: Figures) -> None:
+    """Copy what a document tells into the figures. Raises BadQuantityError for absurd ones."""
     for quantity in route.quantities:
         if quantity.after is None:
             continue
         try:
             figure = quantity.after.read(document)
+            if figure is not None and figure > MAX_QUANTITY:
+                raise BadQuantityError(quantity.name, f"is above {MAX_QUANTITY}")
         except BadQuantityError:
             figures.why_not = "unreadable"
-            return False
+            raise
         if figure is not None:
             figures.quantities[quantity.name] = figure
     for place in route.answer_model:
         figures.model = place.text(document) or figures.model
     if route.answer_tier is not None:
         figures.tier = route.answer_tier.text(document) or figures.tier
-    return _complete(route, figures)
 
 
 def _complete(route: Route, figures: Figures) -> bool:

@@ -20,7 +20,8 @@ the tariff says is surely not billed. What is not known is charged at the hold.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+
+import msgspec
 
 from budget_proxy.core.estimate import OUTPUT, Estimate, amounts_of, cost_of
 from budget_proxy.core.house import Upstream
@@ -32,8 +33,7 @@ PARTIAL_MARGIN_PERMILLE = 1150
 """Generation goes on a little after we hang up: measured by others at up to 14 %."""
 
 
-@dataclass(frozen=True, slots=True)
-class Course:
+class Course(msgspec.Struct, frozen=True):
     """How a call went, as far as its price is concerned."""
 
     sent: bool
@@ -46,8 +46,7 @@ class Course:
     figures: Figures | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Settlement:
+class Settlement(msgspec.Struct, frozen=True):
     """What is written: the amounts by unit (None: release), and by which rule."""
 
     rule: str
@@ -73,7 +72,8 @@ def settle(
         return Settlement("not_billed", None, {})
     if usable:
         return _actual(route, upstream, estimate, figures, now_s)
-    if course.cut_by_us and upstream.stops_on_disconnect and course.status is not None:
+    stopped = course.cut_by_us and upstream.stops_on_disconnect and course.status is not None
+    if stopped and figures.why_not == "cut":
         return _partial(route, estimate, figures)
     return _at_hold(estimate, course)
 
@@ -103,20 +103,24 @@ def _final_rates(
     figures: Figures,
     now_s: float,
 ) -> Rates:
-    """The rates of the model and tier that really served, where the answer names known ones."""
+    """The rates of the model and tier that really served, as far as the answer names known ones;
+    what it does not name, or names in a way we do not know, is what was asked for."""
     if not route.priced_by_model or upstream.prices is None:
         return asked
-    model = figures.model or estimate.model
-    if model == estimate.model and not figures.tier:
-        return asked
-    served = upstream.prices.rates(model, figures.tier, now_s)
-    if served is None:
-        served = upstream.prices.rates(estimate.model, figures.tier, now_s)
-    return served or asked
+    model, tier = figures.model or estimate.model, figures.tier or estimate.tier
+    tries = [(model, tier), (model, estimate.tier), (estimate.model, tier)]
+    for tried in tries:
+        if tried == (estimate.model, estimate.tier):
+            break
+        served = upstream.prices.rates(*tried, now_s)
+        if served is not None and route.must_have_price <= served.keys():
+            return served
+    return asked
 
 
 def _partial(route: Route, estimate: Estimate, figures: Figures) -> Settlement:
-    """The larger of what the upstream told and the input ceiling with what it delivered."""
+    """The larger of what the upstream told and the input ceiling with what it delivered. While it
+    told nothing, what was held for the input stays: it may be of the dearest kind."""
     quantities = dict(estimate.quantities)
     quantities.update((name, n) for name, n in figures.quantities.items() if name != OUTPUT)
     if OUTPUT in quantities:
@@ -124,8 +128,13 @@ def _partial(route: Route, estimate: Estimate, figures: Figures) -> Settlement:
         known = figures.quantities.get(OUTPUT, 0)
         quantities[OUTPUT] = min(max(seen, known), max(quantities[OUTPUT], known))
     if estimate.rates is None:
-        return Settlement("partial", estimate.amounts, quantities)
-    cost = min(cost_of(route, quantities, estimate.rates), MAX_AMOUNT)
+        charge = estimate.amounts[route.currency]
+        return Settlement("partial", amounts_of(route, quantities, charge), quantities)
+    cost = cost_of(route, quantities, estimate.rates)
+    if not figures.quantities:
+        spared = cost_of(route, estimate.quantities, estimate.rates) - cost
+        cost = estimate.amounts[route.currency] - spared
+    cost = min(cost, MAX_AMOUNT)
     return Settlement("partial", amounts_of(route, quantities, cost), quantities)
 
 

@@ -10,8 +10,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
+import msgspec
+
+_raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_NAME = re.compile(rb'[ \t\r\n,]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)
+_END = re.compile(rb"[ \t\r\n]*\}[ \t\r\n]*\Z")
+_BLACK = re.compile(rb"[^ \t\r\n]")
 _TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]', re.DOTALL)
 _OPENING = b"{["
 _CLOSING = b"}]"
@@ -42,6 +49,32 @@ def members(body: bytes, start: int = 0) -> list[Member]:
     opening = _first(body, start)
     if opening is None or body[opening : opening + 1] != b"{":
         return []
+    return _distinct(body, opening) or _scanned(body, opening)
+
+
+def _distinct(body: bytes, opening: int) -> list[Member] | None:
+    """The members of an object in which no name comes twice, found without looking into their
+    values: one is as long as a parser says, and the next must begin where it ends. None if not."""
+    try:
+        values = _raw_members(memoryview(body)[opening:])
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        return None
+    found: list[Member] = []
+    position = opening + 1
+    for name, value in values.items():
+        written = _NAME.match(body, position)
+        if written is None or _decode(written[1]) != name:
+            return None
+        start, text = written.end(), bytes(value)
+        if not body.startswith(text, start):
+            return None
+        position = start + len(text)
+        found.append(Member(name, start, position))
+    return found if _END.match(body, position) else None
+
+
+def _scanned(body: bytes, opening: int) -> list[Member]:
+    """The members, token by token: for what is nested too deeply or names a member twice."""
     found: list[Member] = []
     depth, name, value_start, last_string = 0, "", -1, b""
     for token in _TOKEN.finditer(body, opening):
@@ -65,10 +98,8 @@ def members(body: bytes, start: int = 0) -> list[Member]:
 
 
 def _first(body: bytes, start: int) -> int | None:
-    for position in range(start, len(body)):
-        if body[position] not in _SPACE:
-            return position
-    return None
+    found = _BLACK.search(body, start)
+    return None if found is None else found.start()
 
 
 def _decode(string: bytes) -> str:
@@ -81,11 +112,9 @@ def _decode(string: bytes) -> str:
 def _add(found: list[Member], body: bytes, name: str, start: int, end: int) -> None:
     if start < 0:
         return
-    while start < end and body[start] in _SPACE:
-        start += 1
-    while end > start and body[end - 1] in _SPACE:
-        end -= 1
-    found.append(Member(name, start, end))
+    value = body[start:end].lstrip(_SPACE)
+    start = end - len(value)
+    found.append(Member(name, start, start + len(value.rstrip(_SPACE))))
 
 
 def check_guarded(body: bytes, guards: Iterable[str]) -> None:
@@ -94,32 +123,42 @@ def check_guarded(body: bytes, guards: Iterable[str]) -> None:
 
     Guards are dotted; at most two levels. Raises DuplicateError.
     """
-    wanted: dict[str, list[str]] = {}
+    top, inner = _levels(tuple(guards))
+    found = members(body)
+    _check_level(found, top, "")
+    if not inner:
+        return
+    for member in found:
+        if member.name in inner:
+            below = members(body[member.start : member.end])
+            _check_level(below, inner[member.name], f"{member.name}.")
+
+
+@lru_cache(maxsize=256)
+def _levels(guards: tuple[str, ...]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """The guards of the first level, and of the second by their head; each by its folded name."""
+    top: dict[str, str] = {}
+    inner: dict[str, dict[str, str]] = {}
     for guard in guards:
         head, _, rest = guard.partition(".")
-        wanted.setdefault(head, [])
+        top[head.casefold()] = head
         if rest:
-            wanted[head].append(rest)
-    top = members(body)
-    _check_level(top, wanted, "")
-    for head, inner in wanted.items():
-        if inner:
-            for member in top:
-                if member.name == head:
-                    _check_level(members(body[member.start : member.end]), inner, f"{head}.")
+            inner.setdefault(head, {})[rest.casefold()] = rest
+    return top, inner
 
 
-def _check_level(found: list[Member], guards: Iterable[str], prefix: str) -> None:
-    folded = {guard.casefold(): guard for guard in guards}
+def _check_level(found: list[Member], folded: dict[str, str], prefix: str) -> None:
     seen: set[str] = set()
     for member in found:
-        guard = folded.get(member.name.casefold())
+        name = member.name
+        guard = folded.get(name.casefold())
         if guard is None:
             continue
-        field = prefix + guard
-        if member.name != guard:
-            raise DuplicateError(field, f"{member.name!r} is a case variant of {field!r}")
+        if name != guard:
+            field = prefix + guard
+            raise DuplicateError(field, f"{name!r} is a case variant of {field!r}")
         if guard in seen:
+            field = prefix + guard
             raise DuplicateError(field, f"{field!r} occurs twice")
         seen.add(guard)
 

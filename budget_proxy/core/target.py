@@ -16,8 +16,10 @@ from budget_proxy.core.refusal import Reason, refuse
 _ALLOWED = re.compile(r"/[!$%&'()*+,\-./0-9:;=@A-Z_a-z~]*(?:\?[!-\"$-~]*)?\Z")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ESCAPED_CONTROL = re.compile(r"%(?:[01][0-9A-Fa-f]|7[Ff])")
-_DOT_SEGMENT = re.compile(r"/(?:\.|%2[Ee]){1,2}(?:/|\Z)")
-_ESCAPED_SEPARATOR = re.compile(r"%2[Ff]|%5[Cc]")
+_SEPARATOR = r"%2[Ff]|%5[Cc]"
+_ESCAPED_SEPARATOR = re.compile(_SEPARATOR)
+# Some servers decode separators first, and some cut a segment at its `;`.
+_DOT_SEGMENT = re.compile(rf"(?:/|{_SEPARATOR})(?:\.|%2[Ee]){{1,2}}(?:/|;|%3[Bb]|{_SEPARATOR}|\Z)")
 _HOST = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,255})(?::([0-9]{1,5}))?\Z")
 
 

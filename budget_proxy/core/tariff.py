@@ -12,8 +12,15 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
+from math import prod
 from typing import Any, Literal, Protocol
 
+import msgspec
+
+from budget_proxy.core.headers import NO_HEADERS, Index
+
+MILLION = 1_000_000
 MAX_QUANTITY = 10**12
 """Beyond a million million pieces a figure is a mistake or an attack, not a quantity."""
 
@@ -29,15 +36,14 @@ class BadQuantityError(ValueError):
         self.where = where
 
 
-@dataclass(frozen=True, slots=True)
-class Document:
+class Document(msgspec.Struct, frozen=True):
     """What a quantity is read from: a request, or an answer (or one event of a stream)."""
 
     json: Any = None
     body_bytes: int = 0
-    query: Mapping[str, str] = field(default_factory=dict)
-    headers: Mapping[str, str] = field(default_factory=dict)
-    captures: Mapping[str, str] = field(default_factory=dict)
+    query: Mapping[str, str] = {}
+    headers: Index = NO_HEADERS
+    captures: Mapping[str, str] = {}
 
 
 def walk(value: Any, path: Path) -> Iterator[Any]:
@@ -65,9 +71,17 @@ class Place:
     kind: Literal["json", "query", "header", "path"]
     name: str
     steps: Path = ()
+    direct: bool = field(init=False, compare=False, repr=False)
+    """Whether it is one member of a JSON document, whatever the document is."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "direct", self.kind == "json" and "*" not in self.steps)
 
     def values(self, document: Document) -> list[Any]:
         """Every value at this place, JSON nulls left out."""
+        if self.direct:
+            found = self.first(document)
+            return [] if found is None else [found]
         if self.kind == "json":
             return [found for found in walk(document.json, self.steps) if found is not None]
         source = {
@@ -77,10 +91,22 @@ class Place:
         }[self.kind]
         return [source[self.name]] if self.name in source else []
 
+    def first(self, document: Document) -> Any:
+        """The first value at this place; None where there is none."""
+        if not self.direct:
+            found = self.values(document)
+            return found[0] if found else None
+        value = document.json
+        for step in self.steps:
+            if type(value) is not dict:
+                return None
+            value = value.get(step)
+        return value
+
     def text(self, document: Document) -> str | None:
         """The first value if it is a string, else None."""
-        found = self.values(document)
-        return found[0] if found and isinstance(found[0], str) else None
+        found = self.first(document)
+        return found if isinstance(found, str) else None
 
     def __str__(self) -> str:
         return self.name if self.kind == "json" else f"{self.kind} {self.name}"
@@ -118,7 +144,10 @@ class Number:
     def read(self, document: Document) -> int | None:
         """The number, checked: whole, not negative, within MAX_QUANTITY."""
         for place in self.places:
-            for value in place.values(document):
+            value = place.first(document)
+            if value is not None:
+                if type(value) is int and 0 <= value <= MAX_QUANTITY:
+                    return value
                 return whole(value, str(place), text_allowed=place.kind != "json")
         return None
 
@@ -156,17 +185,22 @@ class Length:
     def read(self, document: Document) -> int | None:
         """Bytes; None where there is nothing at the place."""
         found = self.place.values(document)
-        return sum(_text_bytes(value) for value in found) if found else None
+        return sum(text_bytes(value) for value in found) if found else None
 
 
-def _text_bytes(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value.encode("utf-8", "surrogatepass"))
-    if isinstance(value, dict):
-        return sum(_text_bytes(item) for item in value.values())
-    if isinstance(value, list):
-        return sum(_text_bytes(item) for item in value)
-    return 0
+def text_bytes(value: Any) -> int:
+    """The UTF-8 size of all the text in a JSON value. Iterative: it may be nested deeply."""
+    size = 0
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if type(item) is str:
+            size += len(item) if item.isascii() else len(item.encode("utf-8", "surrogatepass"))
+        elif type(item) is dict:
+            pending.extend(item.values())
+        elif type(item) is list:
+            pending.extend(item)
+    return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,21 +228,16 @@ class Combined:
     def read(self, document: Document) -> int | None:
         """The combined figure, never below zero."""
         figures = [part.read(document) for part in self.parts]
-        if all(figure is None for figure in figures) or (
-            self.how == "minus" and figures[0] is None
-        ):
+        known = [figure for figure in figures if figure is not None]
+        if not known or (self.how == "minus" and figures[0] is None):
             return None
         if self.how == "product":
-            result = 1
-            for figure in figures:
-                result *= 1 if figure is None else figure
-            return result
-        known = [figure or 0 for figure in figures]
+            return prod(known)
         if self.how == "sum":
             return sum(known)
         if self.how == "max":
             return max(known)
-        return max(0, known[0] - sum(known[1:]))
+        return max(0, 2 * known[0] - sum(known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +261,22 @@ class Shaped:
         if self.least is not None:
             figure = max(figure, self.least)
         return figure if self.most is None else min(figure, self.most)
+
+
+def heads_of(source: Source | None) -> frozenset[str]:
+    """The members of the top of a JSON document that a source looks into."""
+    match source:
+        case Number(places):
+            read = places
+        case Length(place) | Count(place):
+            read = (place,)
+        case Combined(parts=parts):
+            return frozenset().union(*map(heads_of, parts))
+        case Shaped(source=inner):
+            return heads_of(inner)
+        case _:
+            return frozenset()
+    return frozenset(place.steps[0] for place in read if place.kind == "json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,21 +306,34 @@ class Test:
     outside: tuple[str, ...] = ()
     without: Place | None = None
     """And nothing stands at this place."""
+    lacking: tuple[str, ...] = ()
+    """And the value itself is an object that has none of these."""
 
     def holds(self, document: Document) -> bool:
-        """Whether any value at the place says yes; false, "" and [] count as absent."""
+        """Whether any value at the place says yes; false, "" and [] count as absent. {} does not:
+        it turns on an option with nothing but its defaults."""
+        if self.place.kind == "json" and (
+            type(document.json) is not dict or self.place.steps[0] not in document.json
+        ):
+            return False
         if self.without is not None and self.without.values(document):
             return False
         for value in self.place.values(document):
-            if value is False or value in ("", [], {}):
+            if value is False or value in ("", []):
                 continue
             text = value if isinstance(value, str) else ""
             if self.among and not any(fnmatchcase(text, glob) for glob in self.among):
                 continue
             if self.outside and any(fnmatchcase(text, glob) for glob in self.outside):
                 continue
+            if self.lacking and not _lacks(value, self.lacking):
+                continue
             return True
         return False
+
+
+def _lacks(value: Any, members: tuple[str, ...]) -> bool:
+    return type(value) is dict and all(value.get(name) is None for name in members)
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,6 +342,9 @@ class Unbounded:
 
     test: Test
     why: str
+    silent: bool = False
+    """Whether the answer does not tell it either: then it costs what was held, or what the answer
+    tells if that is more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,11 +361,16 @@ class Part:
 @dataclass(frozen=True, slots=True)
 class OutputBound:
     """The request's own limit on output: the largest of `fields`, times the choices asked for.
-    `put` is the field the policy's `max_output` is written to where the request names none."""
+    `put` is the field the policy's `max_output` is written to where the request names none. What
+    `before` reads for `output_tokens` comes on top (a prediction that may be rejected)."""
 
     fields: tuple[str, ...]
     put: str
     times: Source | None = None
+    places: tuple[Place, ...] = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "places", tuple(map(json_place, self.fields)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,14 +396,26 @@ class Rate:
     nanos: int
     count: int = 1
     cliffs: tuple[tuple[int, int], ...] = ()
+    per_million: int = field(init=False, compare=False)
+    """Nanos for a million pieces, below every cliff."""
 
-    def nanos_at(self, input_size: int) -> int:
-        """The price in force for a request with that much input: strictly above a start."""
-        nanos = self.nanos
-        for start, dearer in self.cliffs:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "per_million", self.nanos * (MILLION // self.count))
+
+    def per_million_at(self, input_size: int) -> int:
+        """Nanos for a million pieces in a request with that much input: strictly above a start."""
+        price = self.per_million
+        for start, nanos in self.cliffs:
             if input_size > start:
-                nanos = dearer
-        return nanos
+                price = nanos * (MILLION // self.count)
+        return price
+
+    def dearest_per_million(self, most_input: int) -> int:
+        """The same at most: with less input than this, a discount for size would not come."""
+        if not self.cliffs:
+            return self.per_million
+        reached = [nanos for start, nanos in self.cliffs if most_input > start]
+        return max([self.nanos, *reached]) * (MILLION // self.count)
 
 
 Rates = Mapping[str, Rate]
@@ -393,9 +471,51 @@ class Route:
     total_of: tuple[str, ...] = ()
     """Quantities whose sum is `tokens`."""
     pattern: re.Pattern[str] = field(init=False, compare=False)
+    part_by_type: Mapping[str, Part] = field(init=False, compare=False)
+    variants: Mapping[str, tuple[Quantity, ...]] = field(init=False, compare=False)
+    """By quantity: what its pieces may turn out to be."""
+    must_have_price: frozenset[str] = field(init=False, compare=False)
+    """A model without a price for one of these has none: the rest would be free."""
+    literal: bool = field(init=False, compare=False)
+    """Whether the template is a path as it stands."""
+    input_kinds: tuple[str, ...] = field(init=False, compare=False)
+    """The quantities that measure the size of the input: all in `tokens` that are not output."""
+    figure_heads: frozenset[str] = field(init=False, compare=False)
+    """The members of an answer (or of an event) that tell figures."""
+    answer_heads: frozenset[str] = field(init=False, compare=False)
+    """The same, and those that tell the model and the tier that served."""
+    variant_names: Mapping[str, tuple[str, ...]] = field(init=False, compare=False)
+    """Their names, where no request is without them; empty where that depends on it."""
+    unbounded_heads: frozenset[str] | None = field(init=False, compare=False)
+    """The members of a body without which it is bounded; None where that is not all."""
+    answered: tuple[tuple[str, Source], ...] = field(init=False, compare=False)
+    """The quantities read from the answer."""
+    metered: bool = field(init=False, compare=False)
+    """Whether anything is read from the answer."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pattern", compile_template(self.template))
+        fill = partial(object.__setattr__, self)
+        fill("pattern", compile_template(self.template))
+        fill("literal", "{" not in self.template and not self.template.endswith("/**"))
+        fill("part_by_type", {kind: part for part in self.parts for kind in part.types})
+        of = {quantity.of for quantity in self.quantities if quantity.of is not None}
+        fill("variants", {name: tuple(q for q in self.quantities if q.of == name) for name in of})
+        alone = {quantity.name for quantity in self.quantities if quantity.of is None}
+        fill("must_have_price", frozenset(alone & set(self.total_of)))
+        output = {"output_tokens", *(q.name for q in self.quantities if q.of == "output_tokens")}
+        fill("input_kinds", tuple(name for name in self.total_of if name not in output))
+        heads = frozenset().union(*(heads_of(quantity.after) for quantity in self.quantities))
+        named = [*self.answer_model, *([self.answer_tier] if self.answer_tier else [])]
+        fill("figure_heads", heads)
+        fill("answer_heads", heads | {place.steps[0] for place in named if place.kind == "json"})
+        depends = any(quantity.possible for quantity in self.quantities)
+        names = {name: tuple(q.name for q in found) for name, found in self.variants.items()}
+        fill("variant_names", {} if depends else names)
+        places = [rule.test.place for rule in self.unbounded]
+        heads = frozenset(place.steps[0] for place in places if place.kind == "json")
+        fill("unbounded_heads", heads if all(p.kind == "json" for p in places) else None)
+        fill("answered", tuple((q.name, q.after) for q in self.quantities if q.after is not None))
+        fill("metered", bool(self.answered))
 
     @property
     def units(self) -> frozenset[str]:
@@ -411,6 +531,8 @@ class Route:
         """The path's named segments if the route covers this method and path, else None."""
         if self.methods and method not in self.methods:
             return None
+        if self.literal:
+            return {} if path == self.template else None
         match = self.pattern.match(path)
         return None if match is None else match.groupdict()
 

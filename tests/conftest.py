@@ -1,0 +1,38 @@
+"""What holds for every test: under CI=true nothing may skip.
+
+A skip is for a machine that lacks a tool (promtool, a client library); CI installs them all, so
+there a skip is a test that nobody runs any more, and it fails. Expected failures stay what they
+are: they run, and are strict.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+NOTHING_SKIPS = os.environ.get("CI", "").lower() in ("true", "1")
+
+
+def _failed(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if NOTHING_SKIPS and report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{reason}, and in CI nothing may skip"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that skips itself, or is marked so."""
+    report = yield
+    _failed(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A whole file that skips itself."""
+    report = yield
+    _failed(report)
+    return report

@@ -1,0 +1,172 @@
+"""Every policy that is shipped, run as it stands: the real URLs lead to the sandbox, nothing else
+is changed, and one call of each service to each upstream goes through and is counted."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import aiohttp
+import pytest
+from harness import running_sandbox
+
+from budget_proxy.app import App, with_ledger
+from budget_proxy.catalogue import Catalogue
+from budget_proxy.core.events import CallEnded, Event
+from budget_proxy.core.house import House
+from budget_proxy.policy import load
+
+POLICIES = Path(__file__).resolve().parent.parent / "policies"
+NAMES = sorted(path.name for path in POLICIES.iterdir())
+KEYS = {
+    "demo": "demo-key-0000",
+    "app": "app-key-canary-0000",
+    "checkout": "checkout-key-canary",
+    "support": "support-key-canary",
+    "research": "research-key-canary",
+}
+"""What each service sends."""
+ENVIRONMENT = {
+    "OPENAI_API_KEY": "provider-key-openai",
+    "ANTHROPIC_API_KEY": "provider-key-anthropic",
+    "GEO_KEY": "provider-key-geo",
+    "BUDGET_PROXY_KEY": KEYS["app"],
+    "CHECKOUT_KEY": KEYS["checkout"],
+    "SUPPORT_KEY": KEYS["support"],
+    "RESEARCH_KEY": KEYS["research"],
+    "RESEARCH_KEY_NEXT": "research-key-canary-2",
+}
+TALK: Any = [{"role": "user", "content": "hi"}]
+
+
+class Sample(NamedTuple):
+    """One call to an upstream; without a limit on its output where the policy puts one in."""
+
+    method: str
+    path: str
+    body: Any
+    credential: str
+
+
+SAMPLES = {
+    "openai": Sample(
+        *("POST", "/v1/chat/completions", {"model": "gpt-4o-mini", "messages": TALK}),
+        "Bearer provider-key-openai",
+    ),
+    "anthropic": Sample(
+        *("POST", "/v1/messages", {"model": "claude-sonnet-4-6", "messages": TALK}),
+        "provider-key-anthropic",
+    ),
+    "geo": Sample("GET", "/v1/geocode?q=Oslo", None, "key=provider-key-geo"),
+}
+
+
+def house_of(name: str, folder: Path, sandbox: str) -> House:
+    """The policy, with its ledger in a folder, on free ports, and every upstream at the sandbox."""
+    house = load(POLICIES / name, environment=ENVIRONMENT, prices=Catalogue)
+    upstreams = {
+        upstream.name: replace(upstream, url=sandbox) for upstream in house.upstreams.values()
+    }
+    any_port = ("127.0.0.1", 0)
+    moved = replace(house, upstreams=upstreams, listen=any_port, admin=any_port)
+    return with_ledger(moved, folder / "ledger.db")
+
+
+def body_for(name: str, upstream: str) -> Any:
+    """Anthropic wants max_tokens; only the quickstart does not put it in."""
+    body = SAMPLES[upstream].body
+    return (
+        body | {"max_tokens": 16} if (name, upstream) == ("quickstart.yaml", "anthropic") else body
+    )
+
+
+def test_there_is_nothing_but_policies_there() -> None:
+    assert {"quickstart.yaml", "openai.yaml", "anthropic.yaml", "teams.yaml"} <= set(NAMES)
+    assert all(name.endswith(".yaml") for name in NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_service_gets_through_to_every_upstream_and_is_counted(
+    tmp_path: Path, name: str
+) -> None:
+    async def story() -> None:
+        events: list[Event] = []
+        async with running_sandbox() as sandbox, aiohttp.ClientSession() as session:
+            house = house_of(name, tmp_path, sandbox)
+            app = App(lambda: house, observers=[events.append])
+            await app.start()
+            host, port = app.address
+            try:
+                for service in house.services:
+                    for upstream in house.upstreams:
+                        sample = SAMPLES[upstream]
+                        async with session.request(
+                            sample.method,
+                            f"http://{host}:{port}/{upstream}{sample.path}",
+                            json=body_for(name, upstream),
+                            headers={"authorization": f"Bearer {KEYS[service]}"},
+                        ) as answer:
+                            assert answer.status == 200, await answer.text()
+                await app._commit.settled()
+                await judge(app, session, sandbox, events)
+            finally:
+                await app.stop(1.0)
+
+    asyncio.run(story())
+
+
+async def judge(
+    app: App, session: aiohttp.ClientSession, sandbox: str, events: list[Event]
+) -> None:
+    """Everything was charged, counted to the nano in every budget, and nobody saw another's key."""
+    async with session.get(f"{sandbox}/_sandbox/charges") as answer:
+        charges = (await answer.json())["charges"]
+    async with session.get(f"{sandbox}/_sandbox/requests") as answer:
+        requests = (await answer.json())["requests"]
+    calls = [event for event in events if isinstance(event, CallEnded)]
+    assert len(calls) == len(charges) == len(app.house.services) * len(app.house.upstreams)
+    assert [call.cost for call in calls] == [charge["amount_nanos"] for charge in charges]
+    assert {call.rule for call in calls} == {"actual"}
+    total = sum(charge["amount_nanos"] for charge in charges)
+    widest = [budget for budget in app.house.budgets if not budget.when and not budget.for_each]
+    spent = {view.budget: view.spent for view in await app.accounts() if view.payer == "(all)"}
+    for budget in widest:
+        if budget.span.per != "request":
+            assert spent[budget.name] == (total if budget.unit == "USD" else len(calls))
+    assert any(budget.unit == "USD" and budget.span.per != "request" for budget in widest)
+    for call, request in zip(calls, requests, strict=True):
+        assert not any(key in str(request) for key in KEYS.values())
+        if app.house.upstreams[call.upstream].credential in ENVIRONMENT.values():
+            assert SAMPLES[call.upstream].credential in str(request)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_call_without_a_limit_gets_the_policys(tmp_path: Path, name: str) -> None:
+    """`max_output` is what keeps a hold small: it must reach the provider."""
+
+    async def story() -> None:
+        async with running_sandbox(output_tokens=100_000) as sandbox:
+            house = house_of(name, tmp_path, sandbox)
+            app = App(lambda: house)
+            await app.start()
+            service = next(iter(house.services))
+            limited = [up for up in house.upstreams.values() if up.max_output is not None]
+            assert limited
+            try:
+                async with aiohttp.ClientSession() as session:
+                    for upstream in limited:
+                        sample = SAMPLES[upstream.name]
+                        async with session.post(
+                            "http://{}:{}/{}{}".format(*app.address, upstream.name, sample.path),
+                            json=sample.body,
+                            headers={"authorization": f"Bearer {KEYS[service]}"},
+                        ) as answer:
+                            usage = (await answer.json())["usage"]
+                        written = usage.get("completion_tokens", usage.get("output_tokens"))
+                        assert written == upstream.max_output
+            finally:
+                await app.stop(1.0)
+
+    asyncio.run(story())
