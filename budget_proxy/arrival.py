@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
@@ -86,13 +87,17 @@ def unmatched(upstream: Upstream, method: str, target: Target) -> Route:
     return dataclasses.replace(FREE_ROUTE, free=False, rates=rates, currency=upstream.currency)
 
 
-def decoded(document: Document, body: bytes, route: Route, limit: int) -> Document:
-    """The document with its JSON, for a body that decides the price. Raises RefusedError (400)."""
+def decoded(document: Document, body: bytes, routes: Sequence[Route], limit: int) -> Document:
+    """The document with its JSON, for a body that decides the price of one of these routes.
+    Raises RefusedError (400)."""
     if not body:
         return document
+    guards = routes[0].guards
+    if len(routes) > 1:
+        guards = tuple(sorted({guard for route in routes for guard in route.guards}))
     coding = document.headers.get("content-encoding", "identity").strip().lower()
     plain = body if coding == "identity" else _inflate(body, coding, limit)
-    return replace(document, json=decode_body(plain, route), body_bytes=len(plain))
+    return replace(document, json=decode_body(plain, guards), body_bytes=len(plain))
 
 
 def _inflate(body: bytes, coding: str, limit: int) -> bytes:
@@ -118,12 +123,24 @@ def _inflate(body: bytes, coding: str, limit: int) -> bytes:
 
 
 def too_large(limit: int) -> RefusedError:
+    """The refusal of a body above the limit."""
     return refuse(
         Reason.BODY_TOO_LARGE, f"The request body is above {limit} bytes (limits: max_body)."
     )
 
 
+def too_slow() -> RefusedError:
+    """The refusal of a body that does not come."""
+    return refuse(Reason.BODY_TIMEOUT, "The request body came too slowly.")
+
+
+def not_framed() -> RefusedError:
+    """The refusal of a body whose end cannot be told."""
+    return refuse(Reason.BAD_REQUEST, "The request body is not framed as HTTP asks.")
+
+
 def declared_length(headers: Index) -> int | None:
+    """What Content-Length says, if it is there."""
     value = headers.raw(b"content-length")
     return int(value) if value is not None and value.isdigit() else None
 

@@ -10,11 +10,11 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Mapping
 
 from budget_proxy.core.headers import BUDGET_KEY, CREDENTIALS, HeaderList
 from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.refusal import Reason, refuse
+from budget_proxy.core.target import Target
 
 QUERY_KEY = "key"
 _PLACES = "Authorization: Bearer, x-api-key, api-key, x-goog-api-key, ?key= or X-Budget-Key"
@@ -25,11 +25,9 @@ def digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def identify(
-    house: House, upstream: Upstream, headers: HeaderList, query: Mapping[str, str]
-) -> Service:
+def identify(house: House, upstream: Upstream, headers: HeaderList, target: Target) -> Service:
     """The service a request belongs to. Raises RefusedError (401)."""
-    presented = _presented(headers, query)
+    presented = _presented(headers, target)
     keys = {key for _, key in presented}
     if upstream.credential is None:
         # The provider's own key goes through; beside an X-Budget-Key it is no identity.
@@ -50,7 +48,7 @@ def identify(
     return service
 
 
-def _presented(headers: HeaderList, query: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+def _presented(headers: HeaderList, target: Target) -> list[tuple[bytes, bytes]]:
     """Every key in a request with its place."""
     found: list[tuple[bytes, bytes]] = []
     for name, value in headers:
@@ -59,8 +57,7 @@ def _presented(headers: HeaderList, query: Mapping[str, str]) -> list[tuple[byte
             key = _key_in(value) if place == b"authorization" else value.strip()
             if key:
                 found.append((place, key))
-    if query.get(QUERY_KEY):
-        found.append((b"?key", query[QUERY_KEY].encode()))
+    found += [(b"?key", key.encode()) for key in target.all(QUERY_KEY) if key]
     return found
 
 

@@ -13,7 +13,7 @@ import contextlib
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
@@ -49,6 +49,8 @@ class _Answer(web.StreamResponse):
     """A response whose headers are ours alone, byte for byte. The library would encode them anew,
     drop some and add others; of those only what frames the answer, and `Date`, are let in."""
 
+    _send_headers_immediately = False
+
     def __init__(self, status: int, reason: str, headers: Headers) -> None:
         own = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
         super().__init__(status=status, reason=reason, headers=CIMultiDict(own))
@@ -66,13 +68,14 @@ class _Answer(web.StreamResponse):
             for name in _ADDED
             if name in self._headers and name.lower().encode() not in given
         ]
-        head = b"\r\n".join(lines) + b"\r\n\r\n"
         writer = self._req.writer
-        transport = writer.transport
-        if transport is None or transport.is_closing():
+        assert isinstance(writer, StreamWriter), "aiohttp's own server made it"
+        if writer.transport is None or writer.transport.is_closing():
             raise ConnectionResetError
-        transport.write(head)
-        writer.output_size += len(head)
+        # Kept for the first piece of the body, if that is there in this turn of the loop.
+        writer._headers_written = False  # noqa: SLF001
+        writer._headers_buf = b"\r\n".join(lines) + b"\r\n\r\n"  # noqa: SLF001
+        asyncio.get_running_loop().call_soon(_send_head, writer)
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
         """Write, without waiting for it to leave."""
@@ -84,6 +87,33 @@ class _Answer(web.StreamResponse):
         """Whether a caller can tell its end from a lost connection."""
         writer = self._payload_writer
         return not isinstance(writer, StreamWriter) or writer.chunked or writer.length is not None
+
+
+def _send_head(writer: StreamWriter) -> None:
+    if writer.transport is not None and not writer.transport.is_closing():
+        writer.send_headers()
+
+
+class _Writing:
+    """A step towards the caller: what goes wrong in it means that the caller is gone."""
+
+    __slots__ = ("_call",)
+
+    def __init__(self, call: IncomingCall) -> None:
+        self._call = call
+
+    def __enter__(self) -> None:
+        if self._call.gone:
+            raise CallerGoneError
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
+        if kind is None:
+            return
+        if issubclass(kind, TimeoutError):
+            self._call.abort()
+            raise CallerGoneError("the caller stopped reading") from None
+        if issubclass(kind, ConnectionError | RuntimeError):
+            raise CallerGoneError(str(error))
 
 
 class IncomingCall:
@@ -112,13 +142,19 @@ class IncomingCall:
         if self._expects and self.version >= (1, 1):
             self._expects = False
             writer = self._request.writer
-            with self._writing():
+            with _Writing(self):
                 await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             # What has been written so far is no part of the answer.
             writer.output_size = 0
 
     async def read(self, limit: int) -> bytes:
         """See `Call.read`."""
+        content = self._request.content
+        if content.is_eof() and content.exception() is None:  # all there: no deadline to arm
+            body = content.read_nowait()
+            if len(body) > limit:
+                raise BodyTooLargeError
+            return body
         chunks: list[bytes] = []
         size = 0
         try:
@@ -153,9 +189,10 @@ class IncomingCall:
             yield chunk
 
     def cannot_go_on(self) -> None:
-        """Nothing more of the request can be read."""
+        """Nothing more of the request, or of what follows it, can be read."""
         body = self._request.content
         if not body.is_eof() and body.exception() is None:
+            self._close = True
             body.set_exception(web.RequestPayloadError("the body is not HTTP"))
             body.feed_eof()  # or the library waits for more of it after the answer
 
@@ -165,13 +202,13 @@ class IncomingCall:
         if self._close or self._expects:
             # Who still waits for 100 Continue may or may not send its body after this answer.
             self._answer.force_close()
-        with self._writing():
+        with _Writing(self):
             await self._answer.prepare(self._request)
 
     async def send(self, chunk: bytes) -> None:
         """See `Call.send`."""
         assert self._answer is not None, "an answer is started before it is sent"
-        with self._writing():
+        with _Writing(self):
             await self._answer.write(chunk)
             if self._request.protocol.writing_paused:
                 async with asyncio.timeout(self._limits.write_timeout_s):
@@ -180,10 +217,14 @@ class IncomingCall:
     async def end(self) -> None:
         """See `Call.end`."""
         assert self._answer is not None, "an answer is started before it ends"
-        with self._writing():
-            async with asyncio.timeout(self._limits.write_timeout_s):
+        with _Writing(self):
+            transport = self._request.transport
+            if transport is not None and transport.get_write_buffer_size() == 0:
                 await self._answer.write_eof()
-                await self._flush()
+            if transport is None or transport.get_write_buffer_size() > 0:
+                async with asyncio.timeout(self._limits.write_timeout_s):
+                    await self._answer.write_eof()
+                    await self._flush()
         self._ended = True
 
     async def _flush(self) -> None:
@@ -194,18 +235,6 @@ class IncomingCall:
         transport.set_write_buffer_limits(0)
         await self._request.writer.drain()
         transport.set_write_buffer_limits()
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        if self.gone:
-            raise CallerGoneError
-        try:
-            yield
-        except TimeoutError:
-            self.abort()
-            raise CallerGoneError("the caller stopped reading") from None
-        except (ConnectionError, RuntimeError) as error:
-            raise CallerGoneError(str(error)) from error
 
     def abort(self) -> None:
         """See `Call.abort`."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 
 from msgspec import structs
 
@@ -19,6 +20,7 @@ from budget_proxy import arrival, credential
 from budget_proxy.admission import Admission, Request
 from budget_proxy.call import (
     AnswerCutError,
+    BodyBrokenError,
     BodyTimeoutError,
     BodyTooLargeError,
     Call,
@@ -63,6 +65,15 @@ HOLD_GRACE_S = 60.0
 """How long after a call must be over its hold may still stand before it is presumed spent."""
 
 
+_UNANSWERED = Course(sent=True)
+
+
+def _let_go(leash: asyncio.Timeout, upstream: Upstream) -> None:
+    """The caller is gone: how long its call may still run to learn what it cost."""
+    stays_s = upstream.drain_s if upstream.on_disconnect == "drain" else 0.0
+    leash.reschedule(asyncio.get_running_loop().time() + stays_s)
+
+
 class Proxy:
     """Serves calls under the policy in force."""
 
@@ -90,6 +101,7 @@ class Proxy:
         self._clock = clock
         self._new_id = new_id
         self._emit = emit
+        self._loop = asyncio.get_running_loop()
         self._buffered = 0
         self.draining = False
 
@@ -99,8 +111,8 @@ class Proxy:
 
     async def serve(self, call: Call) -> None:
         """Answer one call, and settle it."""
-        loop = asyncio.get_running_loop()
-        trail = Trail(self._new_id(), loop.time(), call.method, call.target.partition("?")[0])
+        path = call.target.partition("?")[0] if call.target.startswith("/") else "(not a path)"
+        trail = Trail(self._new_id(), self._loop.time(), call.method, path)
         try:
             try:
                 await self._serve(call, trail)
@@ -114,7 +126,7 @@ class Proxy:
         except Exception as error:
             await self._broken(call, error, trail)
         finally:
-            self._finish(call, trail, loop.time())
+            self._finish(call, trail, self._loop.time())
 
     async def _serve(self, call: Call, trail: Trail) -> None:
         house = self._house
@@ -138,7 +150,7 @@ class Proxy:
         if not upstream.allow_encoded_slash:
             check_separators(inner.path)
         query = inner.fields()
-        service = trail.service = identify(house, upstream, call.headers, query)
+        service = trail.service = identify(house, upstream, call.headers, inner)
         document = Document(query=query, headers=headers)
         route, document, body = await self._match(call, house, upstream, inner, document)
         trail.route = route.name
@@ -154,26 +166,27 @@ class Proxy:
         self, call: Call, house: House, upstream: Upstream, target: Target, document: Document
     ) -> tuple[Route, Document, bytes | None]:
         """The route that covers the request, and its body if that decides anything."""
-        candidates = [
+        found = [
             (route, captures)
             for route in upstream.tariff.routes
             if (captures := route.captures(call.method, target.path)) is not None
         ]
+        routes = [route for route, _ in found]
         body = None
-        if any(route.reads_body for route, _ in candidates):
+        if any(route.reads_body for route in routes):
             body = await self._read_body(call, document.headers, house)
-            try:
-                document = arrival.decoded(document, body, candidates[0][0], house.limits.max_body)
-            except BaseException:
-                self._buffered -= len(body)
-                raise
-        for route, captures in candidates:
-            if all(test.holds(document) for test in route.tests):
-                if captures:
-                    document = structs.replace(document, captures=captures)
-                return route, document, body
-        self._buffered -= len(body or b"")
-        return arrival.unmatched(upstream, call.method, target), document, None
+        try:
+            if body:
+                document = arrival.decoded(document, body, routes, house.limits.max_body)
+            for route, captures in found:
+                if not route.tests or all(test.holds(document) for test in route.tests):
+                    if captures:
+                        document = structs.replace(document, captures=captures)
+                    return route, document, body
+            return arrival.unmatched(upstream, call.method, target), document, body
+        except BaseException:
+            self._buffered -= len(body or b"")
+            raise
 
     async def _read_body(self, call: Call, headers: header_rules.Index, house: House) -> bytes:
         """The body, within the bound of one and of all. Raises RefusedError."""
@@ -193,7 +206,9 @@ class Proxy:
         except BodyTooLargeError:
             raise arrival.too_large(limit) from None
         except BodyTimeoutError:
-            raise refuse(Reason.BODY_TIMEOUT, "The request body came too slowly.") from None
+            raise arrival.too_slow() from None
+        except BodyBrokenError:
+            raise arrival.not_framed() from None
         finally:
             self._buffered += len(body) - reserved
         return body
@@ -223,8 +238,7 @@ class Proxy:
     async def _hold(self, call: Call, order: Order, trail: Trail) -> None:
         """Set the ceiling aside. Raises RefusedError, CallerGoneError."""
         trail.order = order
-        loop = asyncio.get_running_loop()
-        priced_s = loop.time()
+        priced_s = self._loop.time()
         trail.stages["price"] = priced_s - trail.began_s
         hold = Hold(
             id=trail.call_id,
@@ -236,7 +250,7 @@ class Proxy:
         answer, waited_s = await self._admission.admit(
             Request(hold, order.service, trail.patience_s, len(order.body or b""), call.gone)
         )
-        trail.stages["hold"] = loop.time() - priced_s - waited_s
+        trail.stages["hold"] = self._loop.time() - priced_s - waited_s
         if waited_s:
             trail.stages["wait"] = waited_s
         if isinstance(answer, Refusal):
@@ -253,20 +267,22 @@ class Proxy:
     async def _forward(self, call: Call, order: Order, trail: Trail) -> None:
         """Send the call, pass the answer on, settle. Raises RefusedError, CallerGoneError."""
         upstream = order.upstream
-        loop = asyncio.get_running_loop()
-        course = Course(sent=True)
+        course = _UNANSWERED
         try:
             async with asyncio.timeout(None) as leash:
-                stays_s = upstream.drain_s if upstream.on_disconnect == "drain" else 0.0
-                call.gone.then(lambda: leash.reschedule(loop.time() + stays_s))
-                began_s = loop.time()
+                call.gone.then(partial(_let_go, leash, upstream))
+                began_s = self._loop.time()
                 answer = await self._send(call, order)
-                trail.stages["first_byte"] = loop.time() - began_s
+                trail.stages["first_byte"] = self._loop.time() - began_s
                 course = Course(sent=True, status=answer.head.status)
                 try:
                     await self._relay(call, order, answer, trail)
                 finally:
                     answer.close()
+        except BodyTimeoutError:
+            raise arrival.too_slow() from None
+        except BodyBrokenError:
+            raise arrival.not_framed() from None
         except NotSentError as error:
             course = Course(sent=False)
             self._failed(trail, error.kind)
@@ -320,7 +336,7 @@ class Proxy:
         meter = meter_for(order.route, drops_usage=order.estimate.drops_usage, headers=by_name)
         relay = _Relay(self, call, order, answer, meter, trail)
         headers = header_rules.to_caller(head.headers)
-        if order.estimate.drops_usage:
+        if meter.edits:
             headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
         trail.status = head.status
         await relay.start(head.reason, headers)

@@ -145,7 +145,7 @@ class Rig:
     async def until(self, condition: Callable[[], Any], timeout_s: float = 10.0) -> None:
         """Wait for a condition on this side, turn by turn of the loop."""
         async with asyncio.timeout(timeout_s):
-            while not condition():
+            while not condition():  # noqa: ASYNC110 - anything may be waited for
                 await asyncio.sleep(0.002)
 
 

@@ -68,7 +68,7 @@ def priced(
     """The ceiling of a call with this body; not `editable`: as one that came compressed."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     found = route_of(upstream, route)
-    document = Document(decode_body(data, found), len(data))
+    document = Document(decode_body(data, found.guards), len(data))
     return estimate(found, upstream, document, data if editable else None, now_s)
 
 

@@ -30,6 +30,7 @@ PAGE = 10_000_000
 """Nanos a page of the `meter` upstream costs; a call of `flat` costs half of it."""
 FLAT = PAGE // 2
 TIMEOUT_S = 15.0
+STORY_S = 40.0
 JSON = "Content-Type: application/json"
 EVENTS = "Content-Type: text/event-stream"
 
@@ -373,6 +374,21 @@ async def calling(rig: Rig, buffer: int | None = None) -> AsyncIterator[Caller]:
         writer.close()
 
 
+def connections(rig: Rig) -> list[Any]:
+    """Of callers to the proxy."""
+    server = rig.app._listener._server
+    assert server is not None
+    return server.connections
+
+
+async def narrow(rig: Rig) -> None:
+    """Let the kernel take little of what the proxy sends to its callers: the rest stays with us."""
+    await rig.until(lambda: connections(rig))
+    for connection in connections(rig):
+        sock = connection.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+
 def request(
     target: str,
     body: bytes | None = None,
@@ -434,7 +450,8 @@ async def fronting(
             rig = Rig(app, upstream.url, session)
             rig.events = events
             try:
-                yield rig, upstream
+                async with asyncio.timeout(STORY_S):
+                    yield rig, upstream
                 await rig.until(lambda: app._listener.in_flight == 0)
                 holds = await rig.holds()
             finally:

@@ -12,8 +12,10 @@ USER, VOLUME, EXPOSE. Not seen at all: the base image.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import pickle
 import re
 import shlex
 import shutil
@@ -32,8 +34,7 @@ import pytest
 from budget_proxy import __version__
 from budget_proxy.policy.model import PolicyEntry
 
-# One worker runs them all: they share one build.
-pytestmark = [pytest.mark.xdist_group("dockerfile"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 ROOT = Path(__file__).resolve().parent.parent
 ABSOLUTE = re.compile(r"(?<![^\s\"'=(:])/(?=\w)")
@@ -143,7 +144,9 @@ class Image:
             found = base / source.lstrip("/")
             assert stage or in_context(Path(source)), f"{source} is not in the build context"
             if found.is_dir():
-                shutil.copytree(found, to, symlinks=True, ignore=None if stage else self._ignored)
+                # What is copied from a stage is linked: thousands of files that nobody changes.
+                kind = {"copy_function": os.link} if stage else {"ignore": self._ignored}
+                shutil.copytree(found, to, symlinks=True, **kind)
             else:
                 to.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(found, to)
@@ -168,9 +171,21 @@ class Image:
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:
-    built = Image(tmp_path_factory.mktemp("image"))
-    built.build()
-    return built
+    """The image, built once: of the workers of a run, the first that comes here builds it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    done = folder / "image" / "done"
+    with (folder / "image.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(done.parent, ignore_errors=True)
+            done.parent.mkdir()
+            built = Image(done.parent)
+            built.build()
+            done.write_bytes(pickle.dumps(built))
+        image: Image = pickle.loads(done.read_bytes())
+    return image
 
 
 @pytest.fixture

@@ -56,12 +56,12 @@ def test_columns_are_as_wide_as_their_widest_cell() -> None:
 def test_accounts_stand_under_their_heads() -> None:
     rows = [
         account("0.3", "0.1"),
-        account("2", "0", "3", budget="old", retired=True, window_end="2026-12-01T00:00:00Z"),
+        account("2", "0", "3", budget="old", retired=True, window_end="2026-12-01T00:00Z"),
     ]
     assert accounts_table(rows, colours=False).splitlines() == [
         "BUDGET         PAYER  SPENT  HELD  LIMIT  UNIT                        RESETS",
         "company        (all)  0.3    0.1   1      USD   ######++............  never",
-        "old (retired)  (all)  2      0     3      USD   #############.......  2026-12-01T00:00:00Z",
+        "old (retired)  (all)  2      0     3      USD   #############.......  2026-12-01T00:00Z",
     ]
     assert accounts_table([], colours=False) == "no open accounts"
 

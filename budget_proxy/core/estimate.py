@@ -30,6 +30,7 @@ from budget_proxy.core.tariff import (
     Rates,
     Route,
     Test,
+    Unbounded,
     json_place,
     whole,
 )
@@ -56,11 +57,13 @@ class Estimate(msgspec.Struct, frozen=True):
     """As the request names it."""
     bounded: bool = True
     """Whether the request tells what it can cost; else the policy's floor is held."""
+    silent: bool = False
+    """Whether the answer does not tell what it cost either."""
     raised: Mapping[str, int] = {}
     """By unit, what the amounts were multiplied by, in permille (`learned`)."""
 
 
-def decode_body(body: bytes, route: Route) -> dict[str, Any]:
+def decode_body(body: bytes, guards: tuple[str, ...]) -> dict[str, Any]:
     """The JSON object a priced body must be. Raises RefusedError (400)."""
     try:
         decoded = _decode(body)
@@ -71,7 +74,7 @@ def decode_body(body: bytes, route: Route) -> dict[str, Any]:
     if not isinstance(decoded, dict):
         raise refuse(Reason.BAD_REQUEST, "The body must be a JSON object to be priced.")
     try:
-        check_guarded(body, route.guards)
+        check_guarded(body, guards)
     except DuplicateError as error:
         raise refuse(
             Reason.BAD_REQUEST,
@@ -111,7 +114,8 @@ def _estimate(
     tier = (route.tier.text(document) if route.tier else None) or ""
     rates = _rates(route, upstream, model, tier, now_s)
     parts = find_parts(route, document.json)
-    bounded = _check_bounds(route, upstream, document, parts)
+    unbounded = _unbounded(route, document)
+    bounded = _check_bounds(upstream, unbounded, parts)
     limit = 0
     if route.output is not None:
         limit, body = _output(route.output, upstream, model, document, body)
@@ -144,7 +148,8 @@ def _estimate(
     for quantity_name, names in variants.items():
         for name in names:
             amounts[name] = max(amounts[name], quantities[quantity_name])
-    return Estimate(amounts, quantities, rates, model, streamed, drops, body, tier, bounded)
+    silent = any(rule.silent for rule in unbounded)
+    return Estimate(amounts, quantities, rates, model, streamed, drops, body, tier, bounded, silent)
 
 
 def amounts_of(route: Route, quantities: Mapping[str, int], cost: int) -> dict[str, int]:
@@ -177,18 +182,23 @@ def _rates(route: Route, upstream: Upstream, model: str, tier: str, now_s: float
     return rates
 
 
-def _check_bounds(
-    route: Route, upstream: Upstream, document: Document, parts: list[tuple[Part, int]]
-) -> bool:
-    """Whether the request bounds its own cost. Raises RefusedError where no floor is given."""
-    why = None
+def _unbounded(route: Route, document: Document) -> list[Unbounded]:
+    """The forms without a bound that a request has."""
     heads, body = route.unbounded_heads, document.json
     if heads is None or (type(body) is dict and not heads.isdisjoint(body)):
-        why = next((rule.why for rule in route.unbounded if rule.test.holds(document)), None)
-    if why is None:
-        why = next((part.why for part, _ in parts if part.ceiling is None), None)
-    if why is None:
+        return [rule for rule in route.unbounded if rule.test.holds(document)]
+    return []
+
+
+def _check_bounds(
+    upstream: Upstream, unbounded: list[Unbounded], parts: list[tuple[Part, int]]
+) -> bool:
+    """Whether the request bounds its own cost. Raises RefusedError where no floor is given."""
+    reasons = [rule.why for rule in unbounded]
+    reasons += [part.why for part, _ in parts if part.ceiling is None]
+    if not reasons:
         return True
+    why = reasons[0]
     if upstream.floor is None:
         raise refuse(
             Reason.NO_BOUND,

@@ -59,6 +59,10 @@ class Figures:
 class Meter(Protocol):
     """Reads the bytes of one answer."""
 
+    @property
+    def edits(self) -> bool:
+        """Whether what is passed on may be less than what came."""
+
     def feed(self, chunk: bytes) -> bytes:
         """Take note of a chunk; what is to be passed on of it."""
 
@@ -90,6 +94,7 @@ class Blind:
     """Passes everything on and knows what it was told."""
 
     figures: Figures
+    edits: bool = False
 
     def feed(self, chunk: bytes) -> bytes:
         """The chunk."""
@@ -105,6 +110,8 @@ _DECODERS = {"identity": 0, "": 0, "gzip": 31, "x-gzip": 31, "deflate": 47}
 
 class BodyMeter:
     """Reads the figures of one JSON answer, once it is whole."""
+
+    edits = False
 
     def __init__(self, route: Route, headers: Index, coding: str) -> None:
         self._route = route
@@ -190,6 +197,11 @@ def _usage_at_end(tail: bytes) -> Any:
 
 class EventMeter:
     """Reads server-sent events: of each quantity the last figure, final when the tariff says."""
+
+    @property
+    def edits(self) -> bool:
+        """Whether there is an event to take out."""
+        return self._drop is not None
 
     def __init__(self, route: Route, streaming: Streaming, *, drop: bool) -> None:
         self._route = route
@@ -352,8 +364,8 @@ def _read(route: Route, document: Document, figures: Figures) -> None:
             figures.quantities[quantity.name] = figure
     for place in route.answer_model:
         figures.model = place.text(document) or figures.model
-    if route.answer_tier is not None:
-        figures.tier = route.answer_tier.text(document) or figures.tier
+    for place in route.answer_tier:
+        figures.tier = place.text(document) or figures.tier
 
 
 def _complete(route: Route, figures: Figures) -> bool:

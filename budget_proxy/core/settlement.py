@@ -10,6 +10,7 @@ the tariff says is surely not billed. What is not known is charged at the hold.
 | the answer told its usage                                | actual         | the actual    |
 | an answer to a call whose price is in the request        | actual         | the actual    |
 | a flat charge for what has no price                      | declared       | the charge    |
+| it costs more than the answer tells (a floor was held)   | declared       | the hold      |
 | we cut a stream that stops on disconnect                 | partial        | known + seen  |
 | a byte may have left, no answer came                     | hold_no_answer | the hold      |
 | the answer was cut                                       | hold_cut       | the hold      |
@@ -92,6 +93,9 @@ def _actual(
         return Settlement("declared", amounts_of(route, quantities, charge), quantities)
     rates = _final_rates(route, upstream, estimate, estimate.rates, figures, now_s)
     cost = min(cost_of(route, quantities, rates), MAX_AMOUNT)
+    if estimate.silent:
+        cost = max(cost, estimate.amounts[route.currency])
+        return Settlement("declared", amounts_of(route, quantities, cost), quantities)
     return Settlement("actual", amounts_of(route, quantities, cost), quantities)
 
 

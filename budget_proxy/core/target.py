@@ -41,6 +41,12 @@ class Target(NamedTuple):
             found.setdefault(unquote_plus(name), unquote_plus(value))
         return found
 
+    def all(self, name: str) -> list[str]:
+        """Every value of a query field, decoded."""
+        return [
+            unquote_plus(value) for key, value in pairs(self.query) if unquote_plus(key) == name
+        ]
+
     def without(self, names: frozenset[str]) -> Target:
         """The target without some query fields, every other byte as it was."""
         if self.query is None:

@@ -306,6 +306,8 @@ class Test:
     outside: tuple[str, ...] = ()
     without: Place | None = None
     """And nothing stands at this place."""
+    lacks: tuple[str, ...] = ()
+    """And the value is an object that has none of these members."""
     lacking: tuple[str, ...] = ()
     """And the value itself is an object that has none of these."""
 
@@ -320,6 +322,8 @@ class Test:
             return False
         for value in self.place.values(document):
             if value is False or value in ("", []):
+                continue
+            if self.lacks and (type(value) is not dict or any(n in value for n in self.lacks)):
                 continue
             text = value if isinstance(value, str) else ""
             if self.among and not any(fnmatchcase(text, glob) for glob in self.among):
@@ -458,7 +462,7 @@ class Route:
     priced_by_model: bool = False
     model: Place | None = None
     tier: Place | None = None
-    answer_tier: Place | None = None
+    answer_tier: tuple[Place, ...] = ()
     answer_model: tuple[Place, ...] = ()
     guards: tuple[str, ...] = ()
     """Dotted JSON fields that decide the price: duplicates and case variants are refused."""
@@ -505,7 +509,7 @@ class Route:
         output = {"output_tokens", *(q.name for q in self.quantities if q.of == "output_tokens")}
         fill("input_kinds", tuple(name for name in self.total_of if name not in output))
         heads = frozenset().union(*(heads_of(quantity.after) for quantity in self.quantities))
-        named = [*self.answer_model, *([self.answer_tier] if self.answer_tier else [])]
+        named = [*self.answer_model, *self.answer_tier]
         fill("figure_heads", heads)
         fill("answer_heads", heads | {place.steps[0] for place in named if place.kind == "json"})
         depends = any(quantity.possible for quantity in self.quantities)

@@ -101,8 +101,9 @@ class SourceReader:
         """A yes or no about a document."""
         among = () if entry.among is None else texts(entry.among)
         outside = () if entry.outside is None else texts(entry.outside)
+        lacks = () if entry.lacks is None else texts(entry.lacks)
         without = entry.without and json_place(dotted(spot.at("without"), entry.without))
-        return Test(self.place(spot, entry), among, outside, without or None)
+        return Test(self.place(spot, entry), among, outside, without or None, lacks)
 
     def source(self, spot: Spot, entry: int | SourceEntry) -> Source:
         """Where a quantity comes from."""

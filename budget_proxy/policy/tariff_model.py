@@ -49,6 +49,7 @@ class TestEntry(PlaceEntry):
     among: Texts | None = Field(None, description="Its text matches one of these globs.")
     outside: Texts | None = Field(None, description="Its text matches none of these globs.")
     without: Text | None = Field(None, description="Nothing stands at this dotted JSON path.")
+    lacks: Texts | None = Field(None, description="It is an object that has none of these members.")
 
 
 class SourceEntry(Entry):
@@ -199,7 +200,9 @@ class RouteEntry(Entry):
     )
     model: PlaceEntry | None = Field(None, description="Where the request names its model.")
     tier: PlaceEntry | None = Field(None, description="Where the request names its price tier.")
-    answer_tier: PlaceEntry | None = Field(None, description="Where the answer names it.")
+    answer_tier: list[PlaceEntry] | None = Field(
+        None, description="Where the answer names the tier that was used."
+    )
     answer_model: list[PlaceEntry] | None = Field(
         None, description="Where the answer names the model that was used."
     )

@@ -214,7 +214,10 @@ class _RouteBuilder:
             route,
             model=self._place(spot.at("model"), entry.model),
             tier=self._place(spot.at("tier"), entry.tier),
-            answer_tier=self._place(spot.at("answer_tier"), entry.answer_tier),
+            answer_tier=tuple(
+                self._reader.place(spot.at("answer_tier", index), place)
+                for index, place in enumerate(entry.answer_tier or ())
+            ),
             answer_model=tuple(
                 self._reader.place(spot.at("answer_model", index), place)
                 for index, place in enumerate(entry.answer_model or ())

@@ -18,6 +18,7 @@ from budget_proxy.core.money import MAX_AMOUNT
 from budget_proxy.core.refusal import Reason, RefusedError
 from budget_proxy.core.tariff import (
     BodyBytes,
+    Combined,
     Document,
     Length,
     Number,
@@ -705,6 +706,23 @@ def test_a_figure_that_is_not_there_is_a_bad_request() -> None:
     with pytest.raises(RefusedError) as caught:
         estimate(route, upstream, Document({}), None, NOW_S)
     assert caught.value.refusal.param == "pages"
+
+
+def test_a_figure_made_of_several_has_a_bound_too() -> None:
+    area = Combined("product", (Number((json_place("a"),)), Number((json_place("b"),))))
+    route, upstream = plain(Quantity("area", area), rates={"area": Rate(5)})
+    assert estimate(route, upstream, Document({"a": 3, "b": 4}), None, NOW_S).amounts["USD"] == 60
+    with pytest.raises(RefusedError) as caught:
+        estimate(route, upstream, Document({"a": 10**7, "b": 10**7}), None, NOW_S)
+    assert caught.value.refusal.param == "area"
+
+
+def test_a_kind_without_a_price_costs_what_it_is_of() -> None:
+    route = route_of(OPENAI, "chat")
+    used = {"input_tokens": 5, "cached_tokens": 7, "audio_output_tokens": 3}
+    rates = {"input_tokens": Rate(10), OUTPUT: Rate(100)}
+    assert cost_of(route, used, rates) == 5 * 10 + 7 * 10 + 3 * 100
+    assert cost_of(route, used, rates | {"cached_tokens": Rate(1)}) == 5 * 10 + 7 * 1 + 3 * 100
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,16 @@ from pricing_support import UNHURRIED, meter, read, route_of, shipped
 
 from budget_proxy.core import meter as meters
 from budget_proxy.core.meter import EventMeter, Figures
-from budget_proxy.core.tariff import MAX_QUANTITY, Count, Quantity, Rate, Route, json_place
+from budget_proxy.core.tariff import (
+    MAX_QUANTITY,
+    Combined,
+    Constant,
+    Number,
+    Quantity,
+    Rate,
+    Route,
+    json_place,
+)
 
 CHAT = route_of(shipped("openai"), "chat")
 RESPONSES = route_of(shipped("openai"), "responses")
@@ -276,10 +285,12 @@ def test_what_does_not_tell_them_is_not_final(body: bytes) -> None:
 
 
 def test_a_figure_made_of_several_has_a_bound_too() -> None:
-    items = Quantity("items", Count(json_place("a")), Count(json_place("a.*")))
+    area = Combined("product", (Number((json_place("a"),)), Number((json_place("b"),))))
+    items = Quantity("items", Constant(0), area)
     route = Route("r", frozenset(), "/r", quantities=(items,), rates={"items": Rate(1)})
-    assert read(meter(route), b'{"a": [[1, 2], 5]}')[1].quantities == {"items": 3}
-    assert MAX_QUANTITY < 10**15
+    assert read(meter(route), b'{"a": 30, "b": 20}')[1].quantities == {"items": 600}
+    found = read(meter(route), b'{"a": 10000000, "b": 10000000}')[1]
+    assert (found.final, found.quantities) == (False, {})
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip", "deflate", "GZIP", " gzip "])
@@ -313,7 +324,7 @@ def test_a_damaged_or_unknown_coding_is_passed_on_unread(coding: str, data: byte
 
 def test_a_bomb_is_not_inflated() -> None:
     bomb = gzip.compress(b" " * (600 * 1024 * 1024), 9)
-    pieces = [bomb[start : start + 16_384] for start in range(0, len(bomb), 16_384)]
+    pieces = in_pieces(bomb, 2048)
     found = meter(CHAT, content_encoding="gzip")
     inflated = 0
     tracemalloc.start()
@@ -367,10 +378,9 @@ def test_of_a_long_answer_without_figures_none_are_read(end: str) -> None:
 
 def test_of_an_endless_answer_little_is_kept() -> None:
     found = meter(EMBEDDINGS)
-    piece = b"x" * 100_000
     tracemalloc.start()
     for _ in range(500):
-        found.feed(piece)
+        found.feed(b"x" * 100_000)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 3 * meters.MAX_ANSWER
@@ -465,6 +475,8 @@ def test_an_event_without_its_end_counts_at_the_end(tail: bytes, passed: bytes) 
         "data: {}\n\r\n",
         "data: {}\r\n\n",
         "data: {}\r\r",
+        "data: {}\rid: 1\n\n",
+        "id: 1\rdata: {}\n\n",
         "\n\n\ndata: {}\n\n",
     ],
 )
@@ -490,6 +502,7 @@ def test_data_is_found_in_every_form_of_an_event(event: str) -> None:
         sse({**LAST, "usage": {"prompt_tokens": 5, "completion_tokens": "7"}}, LAST),
         sse("data: nonsense\n\n", 'data: [{"usage": 1}]\n\n', "data\n\n", "nodata\n\n"),
         b": " + sse(LAST),
+        b":    " + json.dumps(LAST).encode() + b"\n\n",
         b"x" + sse(LAST),
     ],
     ids=lambda value: repr(value[-40:]),
@@ -533,6 +546,24 @@ def test_cumulative_figures_are_not_summed_and_null_erases_none() -> None:
     }
 
 
+def test_what_one_event_leaves_out_another_told() -> None:
+    first = {"cache_creation_input_tokens": 700, "output_tokens": 3}
+    first["cache_creation"] = {"ephemeral_1h_input_tokens": 500}  # type: ignore[assignment]
+    last = {"cache_creation_input_tokens": 700, "output_tokens": 9, "cache_creation": None}
+    events = [{"type": "message_delta", "usage": usage} for usage in (first, last)]
+    assert read(meter(MESSAGES, SSE), sse(*events))[1].quantities == {
+        "cache_write_tokens": 200,
+        "cache_write_1h_tokens": 500,
+        "output_tokens": 9,
+    }
+
+
+def test_ends_of_lines_may_be_mixed() -> None:
+    data = sse(LAST, end="\r") + b": end\n\n"
+    for pieces in halves(data):
+        assert read(meter(CHAT, SSE, drops=True), *pieces)[0] == b": end\n\n"
+
+
 @pytest.mark.parametrize(
     ("delta", "size"),
     [
@@ -558,8 +589,13 @@ def test_an_event_without_end_is_let_go() -> None:
     found = meter(CHAT, SSE, drops=True)
     piece = b"data: " + b"x" * 99_994
     passed = b"".join(found.feed(piece) for _ in range(100))
-    rest = found.feed(b"\n\n" + sse(LAST, DONE))
-    assert passed + rest == piece * 100 + b"\n\n" + sse(DONE)
+    assert len(passed) > meters.MAX_EVENT
+    # What comes of it after it was let go is still of that event.
+    end = b"\n" + sse(LAST)
+    passed += found.feed(end)
+    assert passed == piece * 100 + end
+    assert not found.figures.final
+    assert found.feed(sse(LAST, DONE)) == sse(DONE)
     assert found.figures.final
 
 

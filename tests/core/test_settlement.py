@@ -318,6 +318,18 @@ def test_a_call_held_at_the_floor_settles_to_its_actual() -> None:
     assert end.amounts["USD"] == ACTUAL
 
 
+@pytest.mark.parametrize(("floor", "charged"), [(1, HOLD), (10**9, 10**9)])
+def test_a_call_whose_answer_does_not_tell_costs_what_was_held(floor: int, charged: int) -> None:
+    silent = Unbounded(Told(json_place("search")), "it draws", silent=True)
+    upstream = upstream_of(dataclasses.replace(CHAT, unbounded=(silent,)), floor=floor)
+    end = ended(upstream, held(upstream, search=True), Course(True, 200, True, False, told()))
+    assert end.amounts is not None
+    assert (end.rule, end.amounts["USD"]) == ("declared", charged)
+    assert end.amounts["tokens"] == 57
+    other = ended(upstream, held(upstream), Course(True, 200, True, False, told()))
+    assert other.rule == "actual"
+
+
 def test_an_overrun_is_charged_in_full() -> None:
     upstream = upstream_of(CHAT)
     figures = Figures({IN: 500, OUTPUT: 90}, final=True)

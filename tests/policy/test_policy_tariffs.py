@@ -106,7 +106,7 @@ match:
   where: [{json: mode, among: fast, outside: [a, "b*"], without: old.*}, {header: X-Beta}]
 model: {json: model}
 tier: {json: tier}
-answer_tier: {json: usage.tier}
+answer_tier: [{json: usage.tier}]
 answer_model: [{json: model}, {header: X-Model}]
 quantities:
   input: {before: {bytes: body}, after: {json: usage.input}}

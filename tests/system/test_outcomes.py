@@ -31,6 +31,7 @@ from raw_upstream import (
     fronting,
     head_only,
     http,
+    narrow,
     policy,
     request,
     spent,
@@ -45,6 +46,7 @@ HELD, USED = 10, 3
 """Pages of the hold, and those that an answer tells."""
 TOLD = json.dumps({"used": USED}).encode()
 TURNS = 10_000
+MOVED = http("302 Found", b"", "Location: /elsewhere")
 UNTOLD = b'{"text": "nothing about usage"}'
 CERTIFICATE = Path(__file__).with_name("untrusted.pem")
 
@@ -161,7 +163,7 @@ ROWS = [
     Row("5xx, but told usage", answering(http("503 Busy", TOLD)), "actual", SOME, 503),
     # an answer to a call whose price is in the request
     Row("constant price", answering(http(body=b"x")), "actual", FLAT, call=flat),
-    Row("constant, redirect", answering(http("302 Found")), "actual", FLAT, 302, flat),
+    Row("constant, redirect", answering(MOVED), "actual", FLAT, 302, flat),
     Row("constant, 500", answering(http("500 Oops")), "actual", FLAT, 500, flat),
     Row("constant, 204", answering(b"HTTP/1.1 204 No\r\n\r\n"), "actual", FLAT, 204, flat),
     Row("constant, 304", answering(b"HTTP/1.1 304 Same\r\n\r\n"), "actual", FLAT, 304, flat),
@@ -428,7 +430,8 @@ def test_a_body_that_turns_into_garbage_is_cut(tmp_path: Path) -> None:
 def test_a_caller_that_reads_slowly_cannot_outlast_the_total(tmp_path: Path) -> None:
     async def story() -> None:
         more = policy("timeouts: {total: 300ms}")
-        async with fronting(tmp_path, flood, more) as (rig, _), calling(rig, 65536) as caller:
+        async with fronting(tmp_path, flood, more) as (rig, _), calling(rig, 16384) as caller:
+            await narrow(rig)
             await caller.send(pages())
             for _ in range(TURNS):
                 if not await caller.reader.read(16384):

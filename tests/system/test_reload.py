@@ -6,12 +6,16 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import threading
 from decimal import Decimal
 from pathlib import Path
 
 import aiohttp
-from harness import running_sandbox
+from harness import BASE, house_of, running_sandbox
 from processes import AUTH, CAP, GEO, POLICY, Gate, Process, run, serving, status_of, until
+
+from budget_proxy.app import App
+from budget_proxy.core.house import House
 
 TOKEN = {"authorization": "Bearer admin-token-0000"}
 
@@ -205,6 +209,34 @@ def test_reloads_without_end_disturb_nobody(tmp_path: Path) -> None:
             status = run("status", "--ledger", "ledger.db", "--json", cwd=tmp_path)
             (account,) = json.loads(status.stdout)["accounts"]
             assert Decimal(account["spent"]) == len(statuses) * Decimal("0.005")
+
+    asyncio.run(story())
+
+
+def test_of_two_reloads_at_once_the_later_policy_is_in_force(tmp_path: Path) -> None:
+    """Even where reading the first one takes longer."""
+    limits = iter(("1 USD", "2 USD", "3 USD"))
+    slow = threading.Event()
+
+    def load() -> House:
+        limit = next(limits)
+        if limit == "2 USD":
+            assert slow.wait(30)
+        cap = f"budgets: {{cap: {{limit: {limit}, per: total}}}}\n"
+        return house_of(BASE + cap, tmp_path, SANDBOX="http://127.0.0.1:9")
+
+    async def story() -> None:
+        app = App(load)
+        await app.start()
+        first = asyncio.create_task(app.reload())
+        second = asyncio.create_task(app.reload())
+        done, _ = await asyncio.wait((first, second), timeout=0.2)
+        slow.set()
+        assert await asyncio.gather(first, second) == [[], []]
+        assert not done, "the second waits for the first"
+        (view,) = await app.accounts()
+        assert view.limit == 3 * 10**9
+        await app.stop(1.0)
 
     asyncio.run(story())
 

@@ -16,7 +16,7 @@ from budget_proxy.core.book import Hold, Leg, Release
 from budget_proxy.core.events import WaitEnded
 
 CHAT = "/openai/v1/chat/completions"
-GEO = "/geo/v1/geocode?address=here"
+GEO = "/geo/v1/geocode?q=here"
 CALL = 5_000_000
 """What a call of the geocoder costs, in nanos."""
 BIG = chat(max_tokens=1000)
@@ -82,10 +82,11 @@ def ways(rig: Rig) -> list[str]:
 
 
 async def refused(rig: Rig, **headers: str) -> tuple[int, str, str | None]:
-    """A call that is refused: status, code and Retry-After."""
+    """A call that is refused: status, code and Retry-After. It says how long it waited."""
     async with rig.session.get(rig.url + GEO, headers=AUTH | headers) as got:
         body = await got.json(content_type=None)
         assert body["status"] == got.status
+        assert (body.get("waited_s", 0) > 0) == (body["code"] == "waited")
         return got.status, body["code"], got.headers.get("retry-after")
 
 
@@ -98,16 +99,15 @@ def no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_tick")
 def test_whoever_waits_goes_as_soon_as_a_call_settles(tmp_path: Path) -> None:
     async def story() -> None:
-        async with line(tmp_path, ONE_AT_A_TIME, latency_s=0.02) as rig:
+        async with line(tmp_path, ONE_AT_A_TIME, latency_s=0.1) as rig:
             answers = await asyncio.gather(*(rig.post(CHAT, BIG) for _ in range(6)))
             assert [status for status, _ in answers] == [200] * 6
             assert (await rig.stats())["open_max"] == 1
             account = await rig.account("b")
             assert account is not None
             assert (account.spent, account.held) == (await rig.charged_nanos(), 0)
-            assert ways(rig) == ["admitted"] * 5
-            waited = [call.stages["wait"] for call in rig.calls if "wait" in call.stages]
-            assert len(waited) == 5
+            assert set(ways(rig)) == {"admitted"}
+            assert sum("wait" in call.stages for call in rig.calls) == len(ways(rig))
 
     asyncio.run(story())
 
@@ -121,11 +121,9 @@ def test_the_turn_of_the_window_lets_the_line_go(tmp_path: Path) -> None:
             second, third = get(rig), get(rig)
             await queued(rig, 2)
             clock.now_s += 15
-            done, waits = await asyncio.wait((second, third), return_when="FIRST_COMPLETED")
-            assert [(await one)[0] for one in done] == [200]
-            await rig.landed()
-            # The other would wait for the next turn, which is beyond its deadline.
-            assert [(await one)[0] for one in waits] == [429]
+            # There is room for one. The next turn is beyond the deadline of the other.
+            statuses = [(await call)[0] for call in (second, third)]
+            assert sorted(statuses) == [200, 429]
             assert await rig.charged_nanos() == 2 * CALL
             account = await rig.account("b")
             assert account is not None
@@ -298,10 +296,12 @@ def test_many_wait_and_all_are_served_in_the_end(tmp_path: Path) -> None:
     async def story() -> None:
         budgets = ONE_AT_A_TIME.replace("0.001", "0.0016")
         async with line(tmp_path, budgets, latency_s=0.005) as rig:
-            tasks = [asyncio.create_task(rig.post(CHAT, BIG)) for _ in range(30)]
-            await rig.until(lambda: rig.app._admission.waiting >= 20)
-            for task in tasks[::3]:
-                task.cancel()
+            async with held(rig, 1_600_000):
+                tasks = [asyncio.create_task(rig.post(CHAT, BIG)) for _ in range(30)]
+                await queued(rig, 30)
+                for task in tasks[::3]:
+                    task.cancel()
+                await queued(rig, 20)
             answers = await asyncio.gather(*tasks, return_exceptions=True)
             statuses = [answer[0] for answer in answers if isinstance(answer, tuple)]
             assert statuses == [200] * 20
@@ -309,7 +309,7 @@ def test_many_wait_and_all_are_served_in_the_end(tmp_path: Path) -> None:
             account = await rig.account("b")
             assert account is not None
             assert (account.spent, account.held) == (await rig.charged_nanos(), 0)
-            assert (await rig.stats())["open_max"] == 2
+            assert (await rig.stats())["open_max"] <= 2
 
     asyncio.run(story())
 

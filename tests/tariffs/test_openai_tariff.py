@@ -180,14 +180,12 @@ def test_a_model_of_audio_without_a_price_for_it_needs_a_floor() -> None:
     assert not priced(OPENAI, "chat", request).bounded
 
 
-@pytest.mark.xfail(strict=True, reason="answer_tier is one place; a stream has it deeper")
 def test_the_tier_that_served_is_read_from_a_stream_of_responses() -> None:
     stream = file("openai", "responses-stream.answer.sse").replace(b'"flex"', b'"priority"')
     figures = read(meter(route_of(OPENAI, "responses"), "text/event-stream"), stream)[1]
     assert figures.tier == "priority"
 
 
-@pytest.mark.xfail(strict=True, reason="the language cannot say: an item with an id and no role")
 def test_an_item_that_is_only_an_id_has_no_bound() -> None:
     request = {"model": "gpt-6-sol", "input": [{"id": "msg_1"}], "max_output_tokens": 5}
     assert not priced(OPENAI, "responses", json.dumps(request).encode()).bounded
