@@ -1,27 +1,141 @@
 """What an incoming request must look like, which upstream it is for, and what it says of itself.
 
-Pure: a call's first lines and bytes go in; a value or a refusal comes out.
+Pure: a call's first lines and bytes go in; a value or a refusal comes out. A service's SDK sends
+the same first lines with every call but for the length of the body, so what follows from them is
+remembered, under a digest: no key is kept.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+import msgspec
 from msgspec.structs import replace
 
+from budget_proxy import credential
 from budget_proxy.call import Call
 from budget_proxy.core import headers as header_rules
 from budget_proxy.core.estimate import decode_body
 from budget_proxy.core.headers import Index
-from budget_proxy.core.house import House, Upstream
+from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.refusal import Reason, RefusedError, refuse
-from budget_proxy.core.target import Target, check_host
+from budget_proxy.core.target import Target, check_host, check_separators, parse_target
 from budget_proxy.core.tariff import Document, Rate, Route
+from budget_proxy.identify import identify
 
 MAX_PREFER_S = 86_400
+MAX_REMEMBERED = 2048
 FREE_ROUTE = Route(name="(unmatched)", methods=frozenset(), template="/**", free=True)
+
+
+class Arrival(msgspec.Struct):
+    """What follows from a request's first lines alone."""
+
+    upstream: Upstream
+    service: Service
+    target: Target
+    """As the tariff sees it: without our mount."""
+    sent: Target
+    """As it is sent: also without the caller's key."""
+    query: Mapping[str, str]
+    headers: Index
+    """Without the length of the body, which is each call's own."""
+    routes: tuple[tuple[Route, Mapping[str, str]], ...]
+    """Those that may cover the request, with their path captures."""
+    patience_s: float | None
+    """How long the caller lets us wait (`Prefer: wait`)."""
+    traceparent: str
+    retry: int
+    """Which attempt its SDK says it is; 0 is the first."""
+    _forwarded: dict[tuple[bool, bool], header_rules.HeaderList] = {}
+
+    @property
+    def compressed(self) -> bool:
+        """Whether the body is encoded."""
+        return self.headers.raw(b"content-encoding") is not None
+
+    def forwarded(
+        self, headers: header_rules.HeaderList, *, metered: bool, streamed: bool
+    ) -> header_rules.HeaderList:
+        """The headers as they are sent, but for the length of the body."""
+        found = self._forwarded.get((metered, streamed))
+        if found is None:
+            codings = None
+            if metered:
+                codings = header_rules.readable_codings(self.headers, streamed=streamed)
+            found = self._forwarded[metered, streamed] = header_rules.to_upstream(
+                headers,
+                keep=credential.kept(self.upstream),
+                credential=credential.header(self.upstream),
+                codings=codings,
+            )
+        return found
+
+
+class Arrivals:
+    """Reads first lines under one policy, and remembers what it found."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+        self._known: dict[bytes, Arrival] = {}
+
+    def of(self, call: Call) -> Arrival:
+        """What follows from a call's first lines. Raises RefusedError."""
+        lines = [b"%d.%d %b" % (*call.version, f"{call.method} {call.target}".encode())]
+        lines += [
+            name + b":" + value
+            for name, value in call.headers
+            if len(name) != _LENGTH or name.lower() != b"content-length"
+        ]
+        key = hashlib.sha256(b"\n".join(lines)).digest()
+        found = self._known.get(key)
+        if found is None:
+            found = self._read(call)
+            if len(self._known) >= MAX_REMEMBERED:
+                self._known.clear()
+            self._known[key] = found
+        return found
+
+    def _read(self, call: Call) -> Arrival:
+        headers = header_rules.by_name(call.headers)
+        host = check_form(call, headers, self._house)
+        target = parse_target(call.target)
+        upstream, inner = find_upstream(self._house, host, target)
+        try:
+            return self._read_for(upstream, inner, call, headers)
+        except RefusedError as refused:
+            refused.upstream, refused.dialect = upstream.name, upstream.dialect
+            raise
+
+    def _read_for(self, upstream: Upstream, inner: Target, call: Call, headers: Index) -> Arrival:
+        if not upstream.allow_encoded_slash:
+            check_separators(inner.path)
+        service = identify(self._house, upstream, call.headers, inner)
+        routes = tuple(
+            (route, captures)
+            for route in upstream.tariff.routes
+            if (captures := route.captures(call.method, inner.path)) is not None
+        )
+        traceparent, retry = marks(headers)
+        return Arrival(
+            upstream=upstream,
+            service=service,
+            target=inner,
+            sent=credential.in_target(upstream, inner),
+            query=inner.fields(),
+            headers=headers.without(b"content-length"),
+            routes=routes,
+            patience_s=patience(headers),
+            traceparent=traceparent,
+            retry=retry,
+            _forwarded={},
+        )
+
+
+_LENGTH = len(b"content-length")
 
 
 def check_form(call: Call, headers: Index, house: House) -> str:
@@ -97,7 +211,10 @@ def decoded(document: Document, body: bytes, routes: Sequence[Route], limit: int
         guards = tuple(sorted({guard for route in routes for guard in route.guards}))
     coding = document.headers.get("content-encoding", "identity").strip().lower()
     plain = body if coding == "identity" else _inflate(body, coding, limit)
-    return replace(document, json=decode_body(plain, guards), body_bytes=len(plain))
+    json = decode_body(plain, guards)
+    # Names that are spelled with escapes could not be found by looking at the bytes.
+    raw = None if b"\\u" in plain else plain
+    return replace(document, json=json, body_bytes=len(plain), raw=raw)
 
 
 def _inflate(body: bytes, coding: str, limit: int) -> bytes:
@@ -139,9 +256,9 @@ def not_framed() -> RefusedError:
     return refuse(Reason.BAD_REQUEST, "The request body is not framed as HTTP asks.")
 
 
-def declared_length(headers: Index) -> int | None:
+def declared_length(headers: header_rules.HeaderList) -> int | None:
     """What Content-Length says, if it is there."""
-    value = headers.raw(b"content-length")
+    value = header_rules.first(headers, b"content-length")
     return int(value) if value is not None and value.isdigit() else None
 
 

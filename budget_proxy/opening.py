@@ -18,6 +18,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from budget_proxy.core.binding import payer_of
 from budget_proxy.core.book import AccountState, Adjust, Entry, OpenHold
@@ -25,11 +26,10 @@ from budget_proxy.core.budget import Budget, Facts
 from budget_proxy.core.money import show
 from budget_proxy.core.refusal import RefusedError
 from budget_proxy.core.tariff import Document
+from budget_proxy.core.window import Window
 from budget_proxy.ledgers import BudgetRow, Ledger
 from budget_proxy.records import about_correction, amounts_of, estimate_of, facts_of
 
-_Posting = tuple[str, str, str, str]
-"""Budget, payer, window and unit: how the legs of holds and entries begin."""
 WHO = "budget-proxy"
 PREFIX = "opening/"
 """How the ids of our corrections begin; those of people are UUIDs."""
@@ -113,9 +113,7 @@ def _open(budget: Budget, past: Past, now_s: float) -> Opening:
             f"budget {budget.name!r} starts at zero: its payers are named by callers, so the "
             "ledger cannot count their history (opening: zero says so in the policy)",
         )
-    missing = _history(budget, window.key, window.start_s, past)
-    for payer, booked in _booked(budget, window.key, past).items():
-        missing[payer] = missing.get(payer, 0) - booked
+    missing = _history(budget, window, past)
     return _opening(budget, "counted from the ledger", missing, past, now_s)
 
 
@@ -138,31 +136,56 @@ def _carried(budget: Budget, was: str, window: str, past: Past) -> dict[str, int
     return ahead
 
 
-def _history(budget: Budget, window: str, start_s: float, past: Past) -> dict[str, int]:
-    """What the calls of this window come to, by payer, that were not posted to the budget."""
+def _history(budget: Budget, window: Window, past: Past) -> dict[str, int]:
+    """What the calls of this window come to, by payer, that were not posted to the budget, less
+    what earlier openings booked for them."""
+    begun_s = _begun_s(budget, window.key, past)
     spent: dict[str, int] = {}
-    for facts, amounts, posted in _calls(past, start_s):
-        amount = amounts.get(budget.unit, 0)
-        payer = _payer(budget, facts) if amount and budget.binds(facts) else None
-        if payer is not None and (budget.name, payer, window, budget.unit) not in posted:
+    for call in _calls(past, window.start_s):
+        amount = call.amounts.get(budget.unit, 0)
+        payer = _payer(budget, call.facts) if amount and budget.binds(call.facts) else None
+        account = (budget.name, payer, window.key, budget.unit)
+        posted = account in call.posted and call.at_s >= begun_s.get(payer or "", call.at_s)
+        if payer is not None and not posted:
             spent[payer] = spent.get(payer, 0) + amount
+    for payer, booked in _booked(budget, window.key, past, begun_s).items():
+        spent[payer] = spent.get(payer, 0) - booked
     return spent
 
 
-def _calls(
-    past: Past, start_s: float
-) -> Iterator[tuple[Facts, Mapping[str, int], frozenset[_Posting]]]:
-    """Each call with what it cost (those under way: at most) and the accounts it was posted to."""
+def _begun_s(budget: Budget, window: str, past: Past) -> dict[str, float]:
+    """Since when each account counts in this unit, where it counted in another one before: then it
+    began anew."""
+    begun_s: dict[str, float] = {}
+    records: list[Entry | OpenHold] = [*past.entries, *past.holds]
+    for record in records:
+        for leg in record.legs:
+            ours = (leg.budget, leg.window) == (budget.name, window)
+            if ours and leg.unit != budget.unit:
+                begun_s[leg.payer] = max(begun_s.get(leg.payer, record.at_s), record.at_s)
+    return begun_s
+
+
+class _Call(NamedTuple):
+    at_s: float
+    facts: Facts
+    amounts: Mapping[str, int]
+    posted: frozenset[tuple[str, str, str, str]]
+    """The accounts it is in: budget, payer, window and unit."""
+
+
+def _calls(past: Past, start_s: int) -> Iterator[_Call]:
+    """Each call with what it cost (those under way: at most)."""
     ended = set()
     for entry in past.entries:
         ended.add(entry.id)
         if entry.kind != "adjusted" and entry.at_s >= start_s:
             posted = frozenset(leg[:4] for leg in entry.legs)
-            yield facts_of(entry.about), amounts_of(entry), posted
+            yield _Call(entry.at_s, facts_of(entry.about), amounts_of(entry), posted)
     for hold in past.holds:
         if hold.id not in ended:
             posted = frozenset(leg[:4] for leg in hold.legs)
-            yield facts_of(hold.about), estimate_of(hold.about), posted
+            yield _Call(hold.at_s, facts_of(hold.about), estimate_of(hold.about), posted)
 
 
 def _payer(budget: Budget, facts: Facts) -> str | None:
@@ -172,12 +195,15 @@ def _payer(budget: Budget, facts: Facts) -> str | None:
         return None
 
 
-def _booked(budget: Budget, window: str, past: Past) -> dict[str, int]:
+def _booked(
+    budget: Budget, window: str, past: Past, since_s: Mapping[str, float]
+) -> dict[str, int]:
     """What earlier openings booked in the accounts of the budget, by payer."""
     booked: dict[str, int] = {}
     for entry in past.entries:
         for leg in entry.legs if entry.id.startswith(PREFIX) else ():
-            if (leg.budget, leg.window, leg.unit) == (budget.name, window, budget.unit):
+            ours = (leg.budget, leg.window, leg.unit) == (budget.name, window, budget.unit)
+            if ours and entry.at_s >= since_s.get(leg.payer, entry.at_s):
                 booked[leg.payer] = booked.get(leg.payer, 0) + leg.amount
     return booked
 
@@ -186,12 +212,12 @@ def _opening(
     budget: Budget, how: str, missing: Mapping[str, int], past: Past, now_s: float
 ) -> Opening:
     window = budget.span.at(now_s).key
-    booked = _booked(budget, window, past)
+    booked = _booked(budget, window, past, {})
     short = {payer: amount for payer, amount in sorted(missing.items()) if amount > 0}
     corrections = tuple(
         Adjust(
             # The same opening at once again (two reloads, a crash in between) is the same.
-            id=f"{PREFIX}{budget.name}/{payer}/{window}/{booked.get(payer, 0)}",
+            id=f"{PREFIX}{budget.name}/{payer}/{window}/{budget.unit}/{booked.get(payer, 0)}",
             budget=budget.name,
             payer=payer,
             unit=budget.unit,

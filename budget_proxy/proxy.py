@@ -16,8 +16,9 @@ from functools import partial
 
 from msgspec import structs
 
-from budget_proxy import arrival, credential
+from budget_proxy import arrival
 from budget_proxy.admission import Admission, Request
+from budget_proxy.arrival import Arrival, Arrivals
 from budget_proxy.call import (
     AnswerCutError,
     BodyBrokenError,
@@ -46,19 +47,17 @@ from budget_proxy.core.events import (
     UpstreamFailed,
 )
 from budget_proxy.core.events import Outcome as CallOutcome
-from budget_proxy.core.house import House, Service, Upstream
+from budget_proxy.core.house import House, Upstream
 from budget_proxy.core.meter import Figures, Meter, meter_for
 from budget_proxy.core.refusal import MONEY_REASONS, Reason, Refusal, RefusedError, refuse
 from budget_proxy.core.settlement import Course, settle
-from budget_proxy.core.target import Target, check_separators, parse_target
 from budget_proxy.core.tariff import Document, Route
 from budget_proxy.dialects import render
-from budget_proxy.identify import identify
 from budget_proxy.ledgers import Clock
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.records import about_call, result_of
 from budget_proxy.trail import Order, Trail, ended
-from budget_proxy.upstream import Switchboard, UpstreamAnswer
+from budget_proxy.upstream import Body, Switchboard, UpstreamAnswer
 
 logger = logging.getLogger(__name__)
 HOLD_GRACE_S = 60.0
@@ -92,6 +91,7 @@ class Proxy:
         emit: Callable[[Event], None],
     ) -> None:
         self._house = house
+        self._arrivals = Arrivals(house)
         self._binding = binding
         self._switchboard = switchboard
         self._admission = admission
@@ -108,6 +108,7 @@ class Proxy:
     def reload(self, house: House, binding: Binding, admits: Roster) -> None:
         """Serve new calls under another policy; those under way keep theirs."""
         self._house, self._binding, self._admits = house, binding, admits
+        self._arrivals = Arrivals(house)
 
     async def serve(self, call: Call) -> None:
         """Answer one call, and settle it."""
@@ -117,6 +118,8 @@ class Proxy:
             try:
                 await self._serve(call, trail)
             except RefusedError as refused:
+                trail.upstream = refused.upstream
+                trail.dialect = refused.dialect or trail.dialect
                 await self._refuse(call, refused.refusal, trail)
         except CallerGoneError:
             trail.outcome = "hung_up"
@@ -141,57 +144,44 @@ class Proxy:
 
     async def _order(self, call: Call, house: House, trail: Trail) -> Order:
         """Read the request as far as its price needs. Raises RefusedError, CallerGoneError."""
-        headers = header_rules.by_name(call.headers)
-        trail.traceparent, trail.retry = arrival.marks(headers)
-        host = arrival.check_form(call, headers, house)
-        target = parse_target(call.target)
-        upstream, inner = arrival.find_upstream(house, host, target)
-        trail.upstream, trail.dialect = upstream.name, upstream.dialect
-        if not upstream.allow_encoded_slash:
-            check_separators(inner.path)
-        query = inner.fields()
-        service = trail.service = identify(house, upstream, call.headers, inner)
-        document = Document(query=query, headers=headers)
-        route, document, body = await self._match(call, house, upstream, inner, document)
+        arrived = trail.arrived = self._arrivals.of(call)
+        trail.dialect = arrived.upstream.dialect
+        route, document, body = await self._match(call, house, arrived)
         trail.route = route.name
         trail.bytes_in = len(body or b"")
-        trail.patience_s = arrival.patience(headers)
         try:
-            return self._priced(upstream, service, route, inner, document, body)
+            return self._priced(arrived, route, document, body)
         except BaseException:
             self._buffered -= len(body or b"")
             raise
 
     async def _match(
-        self, call: Call, house: House, upstream: Upstream, target: Target, document: Document
+        self, call: Call, house: House, arrived: Arrival
     ) -> tuple[Route, Document, bytes | None]:
         """The route that covers the request, and its body if that decides anything."""
-        found = [
-            (route, captures)
-            for route in upstream.tariff.routes
-            if (captures := route.captures(call.method, target.path)) is not None
-        ]
-        routes = [route for route, _ in found]
+        routes = [route for route, _ in arrived.routes]
+        document = Document(query=arrived.query, headers=arrived.headers)
         body = None
         if any(route.reads_body for route in routes):
-            body = await self._read_body(call, document.headers, house)
+            body = await self._read_body(call, house)
         try:
             if body:
                 document = arrival.decoded(document, body, routes, house.limits.max_body)
-            for route, captures in found:
+            for route, captures in arrived.routes:
                 if not route.tests or all(test.holds(document) for test in route.tests):
                     if captures:
                         document = structs.replace(document, captures=captures)
                     return route, document, body
-            return arrival.unmatched(upstream, call.method, target), document, body
+            unmatched = arrival.unmatched(arrived.upstream, call.method, arrived.target)
         except BaseException:
             self._buffered -= len(body or b"")
             raise
+        return unmatched, document, body
 
-    async def _read_body(self, call: Call, headers: header_rules.Index, house: House) -> bytes:
+    async def _read_body(self, call: Call, house: House) -> bytes:
         """The body, within the bound of one and of all. Raises RefusedError."""
         limit = house.limits.max_body
-        declared = arrival.declared_length(headers)
+        declared = arrival.declared_length(call.headers)
         if declared is not None and declared > limit:
             raise arrival.too_large(limit)
         reserved = limit if declared is None else declared
@@ -214,24 +204,17 @@ class Proxy:
         return body
 
     def _priced(
-        self,
-        upstream: Upstream,
-        service: Service,
-        route: Route,
-        target: Target,
-        document: Document,
-        body: bytes | None,
+        self, arrived: Arrival, route: Route, document: Document, body: bytes | None
     ) -> Order:
-        compressed = document.headers.raw(b"content-encoding") is not None
-        editable = None if compressed else body
+        upstream, service = arrived.upstream, arrived.service
+        editable = None if arrived.compressed else body
         priced = estimate(route, upstream, document, editable or None, self._clock())
         model = priced.model or (model_of(route, document) if route.model and body else "")
         facts = Facts(upstream.name, service.name, route.name, model, service.labels)
         legs = self._binding.legs(facts, document, priced.amounts, self._admits)
-        forwarded = body if compressed or priced.body is None else priced.body
+        forwarded = body if priced.body is None else priced.body
         self._buffered += len(forwarded or b"") - len(body or b"")
-        sent = credential.in_target(upstream, target)
-        return Order(upstream, service, route, document.headers, sent, priced, legs, forwarded)
+        return Order(arrived, route, priced, legs, forwarded)
 
     # -- the hold --------------------------------------------------------------------------------
 
@@ -248,7 +231,9 @@ class Proxy:
             about=about_call(order.upstream, order.service, order.route, order.estimate),
         )
         answer, waited_s = await self._admission.admit(
-            Request(hold, order.service, trail.patience_s, len(order.body or b""), call.gone)
+            Request(
+                hold, order.service, order.arrived.patience_s, len(order.body or b""), call.gone
+            )
         )
         trail.stages["hold"] = self._loop.time() - priced_s - waited_s
         if waited_s:
@@ -308,25 +293,19 @@ class Proxy:
                 self._settle(order, trail, course)
 
     async def _send(self, call: Call, order: Order) -> UpstreamAnswer:
-        upstream = order.upstream
-        codings = None
-        if order.route.metered:
-            codings = header_rules.readable_codings(order.headers, streamed=order.estimate.streamed)
-        headers = header_rules.to_upstream(
-            call.headers,
-            keep=credential.kept(upstream),
-            credential=credential.header(upstream),
-            codings=codings,
+        upstream, arrived = order.upstream, order.arrived
+        headers = arrived.forwarded(
+            call.headers, metered=order.route.metered, streamed=order.estimate.streamed
         )
-        body = order.body
         outgoing = self._switchboard.to(upstream)
-        url = upstream.url + order.target.raw
-        if body is not None or not call.has_body:
-            return await outgoing.send(call.method, url, headers, body or None)
-        length = order.headers.raw(b"content-length")
-        if length is not None:
-            headers.append((b"content-length", length))
-        return await outgoing.send(call.method, url, headers, call.chunks())
+        url = upstream.url + arrived.sent.raw
+        body: Body = order.body or None
+        if order.body is None and call.has_body:
+            body = call.chunks()
+            length = header_rules.first(call.headers, b"content-length")
+            if length is not None:
+                headers = [*headers, (b"content-length", length)]
+        return await outgoing.send(call.method, url, headers, body)
 
     async def _relay(self, call: Call, order: Order, answer: UpstreamAnswer, trail: Trail) -> None:
         """Pass the answer on as it comes; settle before its last byte goes out, so that whoever
@@ -379,7 +358,8 @@ class Proxy:
 
     def _failed(self, trail: Trail, kind: str) -> None:
         trail.outcome, trail.failure = "upstream_error", kind
-        self._emit(UpstreamFailed(trail.upstream, kind))
+        assert trail.arrived is not None, "only a call that arrived is sent"
+        self._emit(UpstreamFailed(trail.arrived.upstream.name, kind))
 
     # -- answers of ours -------------------------------------------------------------------------
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from budget_proxy.arrival import Arrival
 from budget_proxy.core.book import Leg
 from budget_proxy.core.estimate import Estimate
 from budget_proxy.core.events import CallEnded, Outcome, Overrun, Stage
-from budget_proxy.core.headers import Index
 from budget_proxy.core.house import Service, Upstream
 from budget_proxy.core.refusal import Refusal, Shortfall
 from budget_proxy.core.settlement import Settlement
-from budget_proxy.core.target import Target
 from budget_proxy.core.tariff import Route
 
 
@@ -23,16 +22,22 @@ from budget_proxy.core.tariff import Route
 class Order:
     """What a request turned out to be: all that is decided before the hold."""
 
-    upstream: Upstream
-    service: Service
+    arrived: Arrival
     route: Route
-    headers: Index
-    target: Target
-    """As it is sent: without our mount and the caller's key."""
     estimate: Estimate
     legs: tuple[Leg, ...]
     body: bytes | None
     """None: streamed through, or there is none."""
+
+    @property
+    def upstream(self) -> Upstream:
+        """Where it goes."""
+        return self.arrived.upstream
+
+    @property
+    def service(self) -> Service:
+        """Whose it is."""
+        return self.arrived.service
 
 
 @dataclass(slots=True)
@@ -44,8 +49,9 @@ class Trail:
     method: str
     path: str
     upstream: str = ""
+    """Of a request that was refused for its first lines."""
     dialect: str = "problem"
-    service: Service | None = None
+    arrived: Arrival | None = None
     route: str = ""
     order: Order | None = None
     status: int = 0
@@ -59,16 +65,13 @@ class Trail:
     bytes_in: int = 0
     bytes_out: int = 0
     started: bool = False
-    traceparent: str = ""
-    retry: int = 0
-    patience_s: float | None = None
-    """How long the caller lets us wait (`Prefer: wait`)."""
 
 
 def ended(trail: Trail, now_s: float) -> CallEnded:
     """The event of a call's end, from what was noted on the way."""
     order, settlement = trail.order, trail.settlement
-    service = trail.service
+    arrived = trail.arrived
+    service = arrived.service if arrived else None
     currency = order.route.currency if order else ""
     amounts = settlement.amounts if settlement and settlement.amounts else {}
     refusal = trail.refusal
@@ -77,7 +80,7 @@ def ended(trail: Trail, now_s: float) -> CallEnded:
         request_id=trail.call_id,
         method=trail.method,
         path=trail.path,
-        upstream=trail.upstream,
+        upstream=arrived.upstream.name if arrived else trail.upstream,
         service=service.name if service else "",
         labels=service.labels if service else {},
         route=trail.route,
@@ -97,8 +100,8 @@ def ended(trail: Trail, now_s: float) -> CallEnded:
         bytes_out=trail.bytes_out,
         reported=trail.reported,
         overruns=_overruns(order, amounts) if order else (),
-        traceparent=trail.traceparent,
-        retry=trail.retry,
+        traceparent=arrived.traceparent if arrived else "",
+        retry=arrived.retry if arrived else 0,
     )
 
 

@@ -167,6 +167,24 @@ def test_a_price_holds_from_its_instant(
     assert nanos(known.rates(model, tier, instant(at))) == price
 
 
+def test_every_kind_of_token_has_its_price() -> None:
+    rates = catalogue_of("anthropic").rates("claude-opus-4-8", "", NOW_S)
+    assert rates is not None
+    assert {name: rate.per_million for name, rate in rates.items()} == {
+        "input_tokens": 5_000_000_000,
+        "cached_tokens": 500_000_000,
+        "cache_write_tokens": 6_250_000_000,
+        "cache_write_1h_tokens": 10_000_000_000,
+        OUTPUT: 25_000_000_000,
+        "web_searches": 10_000_000_000_000,
+    }
+
+
+def test_a_price_finer_than_a_nano_is_rounded_up() -> None:
+    assert catalogue._nanos(Decimal("0.0000000001")) == 1
+    assert catalogue._nanos(Decimal("0.15")) == 150_000_000
+
+
 def test_cliffs_come_in_order() -> None:
     rates = catalogue_of("openai").rates("gpt-6-sol", "", NOW_S)
     assert rates is not None

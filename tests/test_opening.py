@@ -278,18 +278,36 @@ def test_a_shape_that_comes_back_has_all_that_was_spent_and_nothing_twice(
     asyncio.run(story())
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="an account keeps the unit it was opened in: the new unit's amounts are added to it",
+)
 @pytest.mark.parametrize("how", ["restart", "reload"])
 def test_a_budget_that_changes_its_unit_counts_in_the_new_one(tmp_path: Path, how: str) -> None:
+    """There and back, and through other shapes in between."""
+    shapes = (
+        ("a: {limit: 90 requests, per: year}", 1),
+        (A_YEAR, CALL),
+        ("a: {limit: 90 requests, per: total}", 1),
+        (A_YEAR, CALL),
+        ("a: {limit: 90 requests, per: year}", 1),
+        ("a: {limit: 1 USD, per: total}", CALL),
+        (A_YEAR, CALL),
+    )
+
     async def story() -> None:
         async with town(tmp_path) as place:
             await place.restart(A_YEAR)
             assert await place.call(3) == [200] * 3
-            for budgets, each in (("a: {limit: 9 requests, per: year}", 1), (A_YEAR, CALL)):
+            made = 3
+            for budgets, each in shapes:
                 await place.turn(how, budgets)
-                before = sum((await place.spent()).values())
-                assert before in (3 * each, 4 * each)
+                assert await place.spent() == {("a", "(all)"): made * each}, budgets
                 assert await place.call() == [200]
-                assert await place.spent() == {("a", "(all)"): before + each}
+                made += 1
+                assert await place.spent() == {("a", "(all)"): made * each}, budgets
+            assert place.app is not None
+            assert await place.app._open_ledger.check() == []
 
     asyncio.run(story())
 

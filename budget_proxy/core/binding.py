@@ -54,11 +54,11 @@ class Binding:
             amount = amounts.get(budget.unit)
             if not amount:
                 continue
-            payer = payer_of(budget, facts, document, admits)
+            payer = payer_of(budget, facts, document, admits) if budget.for_each else EVERYONE
             if payer is None:
                 continue
             enforced = budget.on_shortfall != "report"
-            limit = budget.limit_for(payer)
+            limit = budget.limits.get(payer, budget.limit)
             legs.append(Leg(budget.name, payer, budget.unit, budget.span, limit, amount, enforced))
         return tuple(legs)
 

@@ -29,7 +29,6 @@ from budget_proxy.core.tariff import (
     Quantity,
     Rates,
     Route,
-    Test,
     Unbounded,
     json_place,
     whole,
@@ -124,18 +123,14 @@ def _estimate(
     measured = document
     if size != document.body_bytes:
         measured = replace(document, body_bytes=size)
-    quantities = {
-        quantity.name: _before(quantity, measured, limit if quantity.name == OUTPUT else 0)
-        for quantity in route.quantities
-    }
+    quantities = _ceilings(route, measured, limit)
     streamed = route.streaming is not None and _says_yes(route.streaming.when, document)
     drops = False
     variants = variants_of(route, document)
     if streamed:
         body, drops = _ask_usage(route, document, body)
-    if rates is None:
-        cost = upstream.charge_unpriced or 0
-    else:
+    cost = upstream.charge_unpriced or 0
+    if rates is not None:
         cost = cost_ceiling(route, quantities, rates, variants)
     if not bounded:
         cost = max(cost, upstream.floor or 0)
@@ -184,10 +179,10 @@ def _rates(route: Route, upstream: Upstream, model: str, tier: str, now_s: float
 
 def _unbounded(route: Route, document: Document) -> list[Unbounded]:
     """The forms without a bound that a request has."""
-    heads, body = route.unbounded_heads, document.json
-    if heads is None or (type(body) is dict and not heads.isdisjoint(body)):
+    raw = document.raw
+    if raw is None:
         return [rule for rule in route.unbounded if rule.test.holds(document)]
-    return []
+    return [r for r in route.unbounded if r.test.needle in raw and r.test.holds(document)]
 
 
 def _check_bounds(
@@ -280,14 +275,26 @@ def inline_bytes(part: Mapping[str, Any]) -> int:
     return size
 
 
-def _before(quantity: Quantity, document: Document, limit: int) -> int:
-    """The most there can be of a quantity: what the request shows, and its limit on output."""
+def _ceilings(route: Route, document: Document, limit: int) -> dict[str, int]:
+    """The most there can be of each quantity: what the request shows, and its limit on output."""
+    quantities = dict(route.constants)
+    for quantity in route.measured:
+        quantities[quantity.name] = _before(quantity, document)
+    if OUTPUT in quantities:
+        quantities[OUTPUT] += limit
+        if quantities[OUTPUT] > MAX_QUANTITY:
+            raise BadQuantityError(OUTPUT, f"is above {MAX_QUANTITY}")
+    return quantities
+
+
+def _before(quantity: Quantity, document: Document) -> int:
+    """The most there can be of a quantity, as the request shows it."""
     figure = quantity.before.read(document)
     if figure is None:
         raise BadQuantityError(quantity.name, "cannot be read from the request")
-    if figure + limit > MAX_QUANTITY:
+    if figure > MAX_QUANTITY:
         raise BadQuantityError(quantity.name, f"is above {MAX_QUANTITY}")
-    return figure + limit
+    return figure
 
 
 def _says_yes(place: Place, document: Document) -> bool:
@@ -340,15 +347,8 @@ def variants_of(route: Route, document: Document) -> Mapping[str, tuple[str, ...
     """By quantity: what its pieces may turn out to be, for this request."""
     if route.variant_names or not route.variants:
         return route.variant_names
-    answers: dict[tuple[Test, ...], bool] = {(): True}
-    for quantity in route.quantities:
-        if quantity.possible not in answers:
-            holds = any(test.holds(document) for test in quantity.possible)
-            answers[quantity.possible] = holds
-    return {
-        name: tuple(quantity.name for quantity in found if answers[quantity.possible])
-        for name, found in route.variants.items()
-    }
+    answers = tuple([any(t.holds(document) for t in tests) for tests in route.possibles])
+    return route.variants_where(answers)
 
 
 def cost_of(route: Route, quantities: Mapping[str, int], rates: Rates) -> int:

@@ -94,6 +94,10 @@ class Index(Mapping[str, str]):
         """The value as it came."""
         return self._raw.get(name)
 
+    def without(self, name: bytes) -> Index:
+        """The same without one header."""
+        return Index({key: value for key, value in self._raw.items() if key != name})
+
     def __getitem__(self, name: str) -> str:
         return self._raw[name.encode("latin-1", "replace")].decode("utf-8", "replace")
 

@@ -350,18 +350,16 @@ def _delivered(place: Place, document: Document) -> int:
 
 def _read(route: Route, document: Document, figures: Figures) -> None:
     """Copy what a document tells into the figures. Raises BadQuantityError for absurd ones."""
-    for quantity in route.quantities:
-        if quantity.after is None:
-            continue
-        try:
-            figure = quantity.after.read(document)
-            if figure is not None and figure > MAX_QUANTITY:
-                raise BadQuantityError(quantity.name, f"is above {MAX_QUANTITY}")
-        except BadQuantityError:
-            figures.why_not = "unreadable"
-            raise
-        if figure is not None:
-            figures.quantities[quantity.name] = figure
+    try:
+        for name, source in route.answered:
+            figure = source.read(document)
+            if figure is not None:
+                if figure > MAX_QUANTITY:
+                    raise BadQuantityError(name, f"is above {MAX_QUANTITY}")
+                figures.quantities[name] = figure
+    except BadQuantityError:
+        figures.why_not = "unreadable"
+        raise
     for place in route.answer_model:
         figures.model = place.text(document) or figures.model
     for place in route.answer_tier:
@@ -369,7 +367,4 @@ def _read(route: Route, document: Document, figures: Figures) -> None:
 
 
 def _complete(route: Route, figures: Figures) -> bool:
-    return all(
-        quantity.after is None or quantity.optional or quantity.name in figures.quantities
-        for quantity in route.quantities
-    )
+    return route.needed <= figures.quantities.keys()

@@ -150,6 +150,9 @@ class RefusedError(Exception):
     def __init__(self, refusal: Refusal) -> None:
         super().__init__(refusal.detail)
         self.refusal = refusal
+        self.upstream = ""
+        """The upstream the request was for, once that is known."""
+        self.dialect = ""
 
 
 def refuse(reason: Reason, detail: str, *, param: str | None = None) -> RefusedError:

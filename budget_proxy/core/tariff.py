@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import lru_cache, partial
 from math import prod
 from typing import Any, Literal, Protocol
 
@@ -44,6 +44,8 @@ class Document(msgspec.Struct, frozen=True):
     query: Mapping[str, str] = {}
     headers: Index = NO_HEADERS
     captures: Mapping[str, str] = {}
+    raw: bytes | None = None
+    """The body's bytes, where a member that is not named in them is surely not in the JSON."""
 
 
 def walk(value: Any, path: Path) -> Iterator[Any]:
@@ -144,7 +146,16 @@ class Number:
     def read(self, document: Document) -> int | None:
         """The number, checked: whole, not negative, within MAX_QUANTITY."""
         for place in self.places:
-            value = place.first(document)
+            value: Any
+            if place.direct:
+                value = document.json
+                for step in place.steps:
+                    if type(value) is not dict:
+                        value = None
+                        break
+                    value = value.get(step)
+            else:
+                value = place.first(document)
             if value is not None:
                 if type(value) is int and 0 <= value <= MAX_QUANTITY:
                     return value
@@ -308,12 +319,22 @@ class Test:
     """And nothing stands at this place."""
     lacks: tuple[str, ...] = ()
     """And the value is an object that has none of these members."""
+    needle: bytes = field(init=False, compare=False, repr=False)
+    """Bytes without which a body surely has nothing at the place."""
+
+    def __post_init__(self) -> None:
+        named = [step for step in self.place.steps if step != "*"]
+        json = self.place.kind == "json" and named
+        object.__setattr__(self, "needle", f'"{named[-1]}"'.encode() if json else b"")
+
     lacking: tuple[str, ...] = ()
     """And the value itself is an object that has none of these."""
 
     def holds(self, document: Document) -> bool:
         """Whether any value at the place says yes; false, "" and [] count as absent. {} does not:
         it turns on an option with nothing but its defaults."""
+        if document.raw is not None and self.needle not in document.raw:
+            return False
         if self.place.kind == "json" and (
             type(document.json) is not dict or self.place.steps[0] not in document.json
         ):
@@ -326,9 +347,9 @@ class Test:
             if self.lacks and (type(value) is not dict or any(n in value for n in self.lacks)):
                 continue
             text = value if isinstance(value, str) else ""
-            if self.among and not any(fnmatchcase(text, glob) for glob in self.among):
+            if self.among and not _fits(text, self.among):
                 continue
-            if self.outside and any(fnmatchcase(text, glob) for glob in self.outside):
+            if self.outside and _fits(text, self.outside):
                 continue
             if self.lacking and not _lacks(value, self.lacking):
                 continue
@@ -338,6 +359,11 @@ class Test:
 
 def _lacks(value: Any, members: tuple[str, ...]) -> bool:
     return type(value) is dict and all(value.get(name) is None for name in members)
+
+
+@lru_cache(maxsize=4096)
+def _fits(text: str, globs: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(text, glob) for glob in globs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,10 +516,19 @@ class Route:
     """The same, and those that tell the model and the tier that served."""
     variant_names: Mapping[str, tuple[str, ...]] = field(init=False, compare=False)
     """Their names, where no request is without them; empty where that depends on it."""
-    unbounded_heads: frozenset[str] | None = field(init=False, compare=False)
-    """The members of a body without which it is bounded; None where that is not all."""
+    possibles: tuple[tuple[Test, ...], ...] = field(init=False, compare=False)
+    """The different conditions on variants."""
+    _by_answers: dict[tuple[bool, ...], Mapping[str, tuple[str, ...]]] = field(
+        init=False, compare=False, repr=False
+    )
+    measured: tuple[Quantity, ...] = field(init=False, compare=False)
+    """The quantities whose ceiling is read from the request."""
+    constants: Mapping[str, int] = field(init=False, compare=False)
+    """The ceilings of the others."""
     answered: tuple[tuple[str, Source], ...] = field(init=False, compare=False)
     """The quantities read from the answer."""
+    needed: frozenset[str] = field(init=False, compare=False)
+    """Those without which an answer tells no cost."""
     metered: bool = field(init=False, compare=False)
     """Whether anything is read from the answer."""
 
@@ -515,11 +550,27 @@ class Route:
         depends = any(quantity.possible for quantity in self.quantities)
         names = {name: tuple(q.name for q in found) for name, found in self.variants.items()}
         fill("variant_names", {} if depends else names)
-        places = [rule.test.place for rule in self.unbounded]
-        heads = frozenset(place.steps[0] for place in places if place.kind == "json")
-        fill("unbounded_heads", heads if all(p.kind == "json" for p in places) else None)
+        fill("_by_answers", {})
+        fill("possibles", tuple({q.possible: None for q in self.quantities if q.possible}))
+        same = {q.name: q.before.value for q in self.quantities if type(q.before) is Constant}
+        fill("constants", same)
+        fill("measured", tuple(q for q in self.quantities if q.name not in same))
         fill("answered", tuple((q.name, q.after) for q in self.quantities if q.after is not None))
         fill("metered", bool(self.answered))
+        must = {q.name for q in self.quantities if q.after is not None and not q.optional}
+        fill("needed", frozenset(must))
+
+    def variants_where(self, answers: tuple[bool, ...]) -> Mapping[str, tuple[str, ...]]:
+        """The variants' names, given whether each of `possibles` holds. Remembered: there are few
+        answers."""
+        found = self._by_answers.get(answers)
+        if found is None:
+            holds = {(): True, **dict(zip(self.possibles, answers, strict=True))}
+            found = self._by_answers[answers] = {
+                name: tuple(quantity.name for quantity in variants if holds[quantity.possible])
+                for name, variants in self.variants.items()
+            }
+        return found
 
     @property
     def units(self) -> frozenset[str]:

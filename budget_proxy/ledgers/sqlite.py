@@ -135,7 +135,7 @@ class SqliteLedger:
     def __repr__(self) -> str:
         return f"SqliteLedger({self._path})"
 
-    # -- the thread: everything that touches the file runs there, in order -----------------------
+    # -- the thread: what may wait runs there; of all that touches the file, one at a time --------
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:
@@ -239,6 +239,8 @@ class SqliteLedger:
     def _prepare(self, sole: bool) -> None:
         _refuse_network(self._path)
         try:
+            if self._path.is_dir():
+                raise IsADirectoryError("Is a directory")
             if sole:
                 self._instance_file = _lock_now(self._side_file(".instance"), self._path)
             self._lock_file = os.open(self._side_file(".lock"), os.O_RDWR | os.O_CREAT, 0o600)

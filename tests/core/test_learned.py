@@ -105,6 +105,16 @@ def test_a_class_that_keeps_within_its_ceiling_falls_back() -> None:
     assert memory._needs == {}
 
 
+def test_an_overrun_counts_for_a_round_of_calls_at_least() -> None:
+    memory = Learned()
+    for _ in range(ROUND - 2):
+        call(memory, USD=1100)
+    call(memory, USD=3000)
+    for _ in range(ROUND):
+        call(memory, USD=500)
+        assert memory.factor(CHAT, "USD") == 3300
+
+
 def test_a_class_that_passes_it_now_and_then_does_not() -> None:
     memory = Learned()
     for number in range(5 * ROUND):

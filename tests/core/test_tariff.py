@@ -178,6 +178,7 @@ def test_text_is_measured_in_utf8_without_the_names(value: Any) -> None:
         return sum(map(by_hand, inner))
 
     assert text_bytes(value) == by_hand(value)
+    assert text_bytes([value, "\ud800"]) == by_hand(value) + 3
 
 
 # -- tests ---------------------------------------------------------------------------------------

@@ -123,6 +123,11 @@ def test_what_is_not_a_ledger_is_refused_and_left_as_it_is(
     assert not Path(f"{path}-wal").exists()
 
 
+def test_the_root_folder_is_a_folder_like_any_other() -> None:
+    with pytest.raises(LedgerRefusedError, match=r"^/ cannot be used .*: Is a directory"):
+        SqliteLedger.open(Path("/"))
+
+
 def test_a_refused_open_leaves_no_lock_behind(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
     garbage(path)

@@ -134,7 +134,8 @@ def test_a_caller_who_leaves_pays_by_the_table(
             await peer.send(phase.first)
             await stage.finish(peer, phase.rest)
 
-        text = policy(f"on_disconnect: {way}\nstops_on_disconnect: {str(stops).lower()}")
+        stops_so = f"stops_on_disconnect: {str(stops).lower()}"
+        text = policy(f"on_disconnect: {way}\ndrain: 1h\n{stops_so}")
         async with fronting(tmp_path, script, text) as (rig, upstream), calling(rig) as caller:
             await caller.send(phase.call)
             await stage.asked.wait()
