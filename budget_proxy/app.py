@@ -274,6 +274,11 @@ class App:
         return self._state
 
     @property
+    def ledger_file(self) -> Path:
+        """Where the ledger lies, whatever the working directory was."""
+        return ledger_path(self.house.ledger).absolute()
+
+    @property
     def _open_ledger(self) -> SqliteLedger:
         assert self._ledger is not None, "the app has been started"
         return self._ledger

@@ -190,15 +190,30 @@ def _rank(upstream: Upstream) -> tuple[bool, int]:
 
 def unmatched(upstream: Upstream, method: str, target: Target) -> Route:
     if upstream.on_unmatched == "refuse":
+        meant = _meant(upstream, method, target.path)
+        hint = (
+            f"did you mean {upstream.mount.rstrip('/')}{meant}? Then mend the SDK's base URL."
+            if meant
+            else "add a route to its tariff, or set on_unmatched."
+        )
         raise refuse(
             Reason.NO_TARIFF,
-            f"No tariff of upstream {upstream.name!r} covers {method} {target.path[:200]}; "
-            "add a route to its tariff, or set on_unmatched.",
+            f"No tariff of upstream {upstream.name!r} covers {method} {target.path[:200]}; {hint}",
         )
     if upstream.on_unmatched == "pass":
         return dataclasses.replace(FREE_ROUTE, currency=upstream.currency)
     rates = {"requests": Rate(upstream.on_unmatched)}
     return dataclasses.replace(FREE_ROUTE, free=False, rates=rates, currency=upstream.currency)
+
+
+def _meant(upstream: Upstream, method: str, path: str) -> str | None:
+    """The path with one `/v1` more or less, if that is one the tariff covers: the usual mistake in
+    a base URL."""
+    for other in (f"/v1{path}", path.removeprefix("/v1")):
+        routes = upstream.tariff.routes
+        if other != path and any(route.captures(method, other) is not None for route in routes):
+            return other
+    return None
 
 
 def decoded(document: Document, body: bytes, routes: Sequence[Route], limit: int) -> Document:

@@ -42,6 +42,7 @@ SHUTDOWN_S = 2.0
 WHOLE_BODY_TIMES = 4
 """A body that is read before its hold may take so many times `body_timeout_s` in all."""
 _ADDED = ("Date", "Transfer-Encoding", "Connection")
+_FRAMING = frozenset({b"content-length", b"content-type", b"date", b"server", b"connection"})
 Story = Callable[[Call], Awaitable[None]]
 
 
@@ -52,22 +53,24 @@ class _Answer(web.StreamResponse):
     _send_headers_immediately = False
 
     def __init__(self, status: int, reason: str, headers: Headers) -> None:
-        own = ((name.decode("latin-1"), value.decode("latin-1")) for name, value in headers)
-        super().__init__(status=status, reason=reason, headers=CIMultiDict(own))
+        # The library needs to know what frames the answer; the rest it would only copy.
+        known: CIMultiDict[str] = CIMultiDict()
+        for name, value in headers:
+            if name.lower() in _FRAMING:
+                known.add(name.decode("latin-1"), value.decode("latin-1"))
+        super().__init__(status=status, reason=reason, headers=known)
         self._own = headers
+        self._given = frozenset(name.lower() for name in known)
 
     async def _write_headers(self) -> None:
         assert self._req is not None, "an answer is prepared for a request"
         version = b"1.0" if self._req.version == HttpVersion10 else b"1.1"
         reason = self._reason.encode("utf-8", "surrogateescape")
         lines = [b"HTTP/%b %d %b" % (version, self._status, reason)]
-        lines += [name + b": " + value for name, value in self._own]
-        given = {name.lower() for name, _ in self._own}
-        lines += [
-            f"{name}: {self._headers[name]}".encode()
-            for name in _ADDED
-            if name in self._headers and name.lower().encode() not in given
-        ]
+        lines += [b"%b: %b" % pair for pair in self._own]
+        for name in _ADDED:
+            if name in self._headers and name.lower() not in self._given:
+                lines.append(f"{name}: {self._headers[name]}".encode())
         writer = self._req.writer
         assert isinstance(writer, StreamWriter), "aiohttp's own server made it"
         if writer.transport is None or writer.transport.is_closing():

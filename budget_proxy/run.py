@@ -75,6 +75,7 @@ async def _serve(app: App, announce: Callable[[], None] = lambda: None) -> int:
 
 def _say_ready(app: App) -> None:
     proxy, admin = _url(app.address), _url(app.admin_address)
+    print(f"ledger: {app.ledger_file}", file=sys.stderr)
     print(f"budget-proxy serves {proxy}, metrics at {admin}/metrics", file=sys.stderr, flush=True)
 
 

@@ -8,13 +8,15 @@ import secrets
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from budget_proxy import opening
+from budget_proxy.accounts_view import known_payers
 from budget_proxy.app import adjusted_account, correction_for, ledger_path
-from budget_proxy.core.book import Adjusted, OpenHold
+from budget_proxy.core.book import AccountState, Adjust, Adjusted, OpenHold
 from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.money import exact
@@ -36,7 +38,11 @@ class CannotError(Exception):
 
 def _open(path: Path) -> SqliteLedger:
     if not path.is_file():
-        raise CannotError(f"{path} is not a ledger file", 2)
+        raise CannotError(
+            f"{path} is not a ledger file: there is none at {path.absolute()} (in a policy, "
+            "sqlite:///NAME is relative to the working directory, sqlite:////NAME absolute)",
+            2,
+        )
     try:
         return SqliteLedger.open(path)
     except LedgerRefusedError as error:
@@ -98,6 +104,19 @@ def accounts_from(admin: str, token: str | None) -> list[dict[str, Any]]:
     return accounts
 
 
+def _check_payer(house: House, correction: Adjust, accounts: Sequence[AccountState]) -> None:
+    """A correction of an account that nobody has is a slip of the hand. Raises CannotError."""
+    budget = next(known for known in house.budgets if known.name == correction.budget)
+    payers = {account.payer for account in accounts if account.budget == budget.name}
+    payers |= set(known_payers(budget, house.services.values()))
+    if correction.payer not in payers:
+        known = ", ".join(repr(payer) for payer in sorted(payers)[:10]) or "none so far"
+        raise CannotError(
+            f"budget {budget.name!r} has no account of {correction.payer!r}; it has {known}",
+            2,
+        )
+
+
 async def adjust(
     house: House, budget: str, payer: str, amount: str, reason: str, *, who: str
 ) -> dict[str, Any]:
@@ -109,6 +128,7 @@ async def adjust(
         raise CannotError(str(error), 2) from error
     ledger = _open(ledger_path(house.ledger))
     try:
+        _check_payer(house, correction, await ledger.accounts())
         outcome = (await ledger.commit([correction]))[0]
     except LedgerDownError as error:
         raise CannotError(str(error), 1) from error

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
+from budget_proxy.arrival import decoded
 from budget_proxy.catalogue import Catalogue
-from budget_proxy.core.estimate import Estimate, decode_body, estimate
+from budget_proxy.core.estimate import Estimate, estimate
 from budget_proxy.core.headers import by_name
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.meter import Figures, Meter, meter_for
@@ -68,7 +69,7 @@ def priced(
     """The ceiling of a call with this body; not `editable`: as one that came compressed."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     found = route_of(upstream, route)
-    document = Document(decode_body(data, found.guards), len(data))
+    document = decoded(Document(), data, [found], len(data))
     return estimate(found, upstream, document, data if editable else None, now_s)
 
 

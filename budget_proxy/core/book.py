@@ -248,6 +248,11 @@ class Page:
     closed: set[str] = field(default_factory=set)
     written: dict[str, Entry] = field(default_factory=dict)
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether there is anything to save."""
+        return bool(self.touched or self.opened or self.closed or self.written)
+
 
 def keys_of(operation: Operation, holds: Mapping[str, OpenHold], now_s: float) -> Iterable[Key]:
     """The accounts an operation needs on the page, once the holds it names are there."""

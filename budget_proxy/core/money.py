@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from functools import lru_cache
 
 NANOS = 1_000_000_000
 MAX_AMOUNT = 10**17
@@ -30,6 +31,7 @@ def is_currency(unit: str) -> bool:
     return _CURRENCY.match(unit) is not None
 
 
+@lru_cache(maxsize=1024)
 def scale_of(unit: str) -> int:
     """How many steps one whole unit has."""
     return NANOS if is_currency(unit) else 1

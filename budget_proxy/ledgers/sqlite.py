@@ -178,8 +178,11 @@ class SqliteLedger:
             try:
                 if not self._begin():
                     await self._in_thread(self._begin_patiently)
-                outcomes = self._apply(batch)
-                await self._in_thread(self._sync)
+                outcomes, changed = self._apply(batch)
+                if changed:
+                    await self._in_thread(self._sync)
+                else:
+                    self._forget()
             except (sqlite3.Error, OSError) as failure:
                 self._undo()
                 raise LedgerDownError(f"{self._path}: {failure}") from failure
@@ -395,14 +398,21 @@ class SqliteLedger:
         self._wait_at_most(LOCK_WAIT_S)
         self._db.execute("BEGIN IMMEDIATE")
 
-    def _apply(self, batch: Sequence[Operation]) -> list[Outcome]:
-        """The transaction but for its beginning and end."""
+    def _apply(self, batch: Sequence[Operation]) -> tuple[list[Outcome], bool]:
+        """The transaction but for its beginning and end; and whether there is anything to keep."""
         assert self._db is not None, "a transaction is open"
         db, now_s = self._db, self._clock()
         page = _load(db, batch, now_s)
         outcomes = [book.apply(operation, page, now_s) for operation in batch]
-        _save(db, page)
-        return outcomes
+        if page.is_changed:
+            _save(db, page)
+        return outcomes, page.is_changed
+
+    def _forget(self) -> None:
+        """End a transaction that wrote nothing (every hold of it was refused): no disk to wait
+        for."""
+        assert self._db is not None, "a transaction is open"
+        self._db.execute("ROLLBACK")
 
     def _sync(self) -> None:
         assert self._db is not None, "a transaction is open"

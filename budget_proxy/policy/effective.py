@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from budget_proxy.core.budget import EVERYONE, FACT_KEYS, SHARED_PAYER, Budget, Condition, Facts
 from budget_proxy.core.house import House, Service, Upstream
-from budget_proxy.core.money import show
+from budget_proxy.core.money import is_currency, show
 from budget_proxy.core.window import Per
 from budget_proxy.policy.mistakes import listed, quoted
 
@@ -221,4 +221,26 @@ def _free_riders(house: House) -> Iterator[Warned]:
             yield Warned(
                 ("services", name),
                 f"no budget binds this service: what it spends on {upstreams} has no limit",
+            )
+        else:
+            yield from _uncapped(house, house.services[name])
+
+
+def _uncapped(house: House, service: Service) -> Iterator[Warned]:
+    """The upstreams whose money no enforcing budget of a service counts."""
+    enforcing = [budget for budget in house.budgets if budget.on_shortfall != "report"]
+    for name, upstream in house.upstreams.items():
+        calls = list(targets([upstream]))
+        spent = {unit for call in calls for unit in call.units if is_currency(unit)}
+        capped = {
+            budget.unit
+            for budget in enforcing
+            for call in calls
+            if budget.unit in call.units and may_bind(budget, service, call)
+        }
+        for currency in sorted(spent - capped):
+            yield Warned(
+                ("upstreams", name),
+                f"what service {service.name} spends here in {currency} is in no budget that "
+                "refuses or waits: nothing caps it",
             )

@@ -175,7 +175,11 @@ class BudgetEntry(Entry):
     on_shortfall: OnShortfall | None = Field(
         None, description="refuse (default), wait in line, or report: count it and let it pass."
     )
-    max_wait: Seconds | None = Field(None, description="With wait: how long. Default 20s.")
+    max_wait: Seconds | None = Field(
+        None,
+        description="With wait: how long. Where neither a hold nor the window can end in that "
+        "time, the call is refused at once. Default 20s.",
+    )
     max_payers: Positive | None = Field(
         None, description="How many payers callers may name in a window; needed where they do."
     )

@@ -30,7 +30,7 @@ from budget_proxy.policy.sheet import Spot
 from budget_proxy.policy.tariff_model import PlaceEntry, SourceEntry, TestEntry
 from budget_proxy.policy.values import texts
 
-_DOTTED = re.compile(r"[^.\s]+(?:\.[^.\s]+)*\Z")
+_DOTTED = re.compile(r"[^.\s$\[\]]+(?:\.[^.\s$\[\]]+)*\Z")
 _HEADER = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+\Z")
 _PLACES = {"json": "json_path", "query": "query", "header": "header", "path": "path"}
 _FORMS = {
@@ -67,7 +67,7 @@ def header_name(spot: Spot, name: str) -> str:
 def dotted(spot: Spot, path: str) -> str:
     """A dotted JSON path."""
     if not _DOTTED.match(path):
-        spot.wrong(f"{quoted(path)} is not a dotted path, as in usage.total_tokens")
+        spot.wrong(f"{quoted(path)} is not a dotted path, as in usage.total_tokens or items.*.id")
     return path
 
 

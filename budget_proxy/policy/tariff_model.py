@@ -82,7 +82,10 @@ class SourceEntry(Entry):
     )
     default: Count | None = Field(None, description="The figure where there is none.")
     at_least: Count | None = Field(None, description="A smaller figure counts as this.")
-    at_most: Count | None = Field(None, description="A larger figure counts as this.")
+    at_most: Count | None = Field(
+        None,
+        description="A larger figure counts as this: only for what the API itself bills no more of.",
+    )
     step: Positive | None = Field(None, description="Rounded up to a multiple of this.")
 
 

@@ -114,7 +114,8 @@ def _credential(spot: Spot, entry: UpstreamEntry, draft: Draft) -> tuple[Tariff,
         if draft.from_catalogue:
             spot.wrong_key(
                 "credential",
-                "the key 'credential' is missing; write `credential: pass` to let the caller's "
+                "the key 'credential' is missing; give the provider's key, as in "
+                "`credential: ${PROVIDER_KEY}`, or write `credential: pass` to let the caller's "
                 "own key through",
             )
         return tariff, ""

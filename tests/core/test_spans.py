@@ -166,9 +166,19 @@ GUARDS = ("model", "n", "stream_options.include_usage", "max_tokens")
 )
 def test_a_guarded_field_has_one_spelling(body: str, field: str) -> None:
     json.loads(body)
-    with pytest.raises(DuplicateError) as caught:
-        check_guarded(body.encode(), GUARDS)
-    assert caught.value.field == field
+    for longer in ("", " " * spans.CHEAP_BYTES):
+        with pytest.raises(DuplicateError) as caught:
+            check_guarded((body + longer).encode(), GUARDS)
+        assert caught.value.field == field
+
+
+@pytest.mark.parametrize("name", ["a/b", 'a"b', "a\\b", "ä"])
+def test_a_guard_may_have_a_name_with_several_spellings(name: str) -> None:
+    spelled = json.dumps(name), json.dumps(name, ensure_ascii=False).replace("/", "\\/")
+    body = f"{{{spelled[0]}: 1, {spelled[1]}: 2}}".encode()
+    with pytest.raises(DuplicateError):
+        check_guarded(body, (name,))
+    check_guarded(f"{{{spelled[1]}: 1}}".encode(), (name,))
 
 
 @pytest.mark.parametrize(
@@ -187,6 +197,7 @@ def test_a_guarded_field_has_one_spelling(body: str, field: str) -> None:
 )
 def test_what_is_not_guarded_may_be_as_it_is(body: str) -> None:
     check_guarded(body.encode(), GUARDS)
+    check_guarded((body + " " * spans.CHEAP_BYTES).encode(), GUARDS)
 
 
 def test_depth_costs_no_stack() -> None:

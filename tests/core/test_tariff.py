@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -216,11 +217,11 @@ def test_something_stands_at_a_place(value: Any, holds: bool) -> None:
         (Told(json_place("a"), without=json_place("b")), "x", True),
         (Told(json_place("a"), without=json_place("b")), None, False),
         (Told(json_place("a"), without=json_place("a")), "x", False),
-        (Told(json_place("a.*"), lacking=("type", "role")), [{"id": "i"}], True),
-        (Told(json_place("a.*"), lacking=("type", "role")), [{"id": "i", "type": None}], True),
-        (Told(json_place("a.*"), lacking=("type", "role")), [{"role": "user"}], False),
-        (Told(json_place("a.*"), lacking=("type", "role")), [{"type": "x"}, "x", []], False),
-        (Told(json_place("a.*"), lacking=("type", "role")), [{"type": "x"}, {}], True),
+        (Told(json_place("a.*"), lacks=("type", "role")), [{"id": "i"}], True),
+        (Told(json_place("a.*"), lacks=("type", "role")), [{"id": "i", "type": None}], True),
+        (Told(json_place("a.*"), lacks=("type", "role")), [{"role": "user"}], False),
+        (Told(json_place("a.*"), lacks=("type", "role")), [{"type": "x"}, "x", []], False),
+        (Told(json_place("a.*"), lacks=("type", "role")), [{"type": "x"}, {}], True),
         (Told(json_place("a.*"), among=("y",)), ["x", "y"], True),
         (Told(json_place("a.*"), outside=("x",)), ["x", "x"], False),
         (Told(json_place("a.*"), outside=("x",)), ["x", None], False),
@@ -228,6 +229,26 @@ def test_something_stands_at_a_place(value: Any, holds: bool) -> None:
 )
 def test_what_stands_there_fits_the_globs(test: Told, value: Any, holds: bool) -> None:
     assert test.holds(Document({"a": value})) is holds
+
+
+@pytest.mark.parametrize(
+    ("raw", "holds"),
+    [
+        ('{"a": {"b/c": true}}', True),
+        ('{"a": {"b\\/c": true}}', True),
+        ('{"a": {"x": true}}', False),
+        ('{"x": {"b/c": true}}', False),
+        ('{"a": "\\"b/c\\": true"}', False),
+    ],
+)
+def test_a_look_at_the_bytes_tells_the_same(raw: str, holds: bool) -> None:
+    found = json.loads(raw)
+    for name in ("b/c", "x"):
+        test = Told(Place("json", f"a.{name}", ("a", name)))
+        plain = test.holds(Document(found))
+        assert test.holds(Document(found, raw=raw.encode())) is plain
+        if name == "b/c":
+            assert plain is holds
 
 
 # -- rates ---------------------------------------------------------------------------------------

@@ -269,7 +269,7 @@ def test_a_commit_survives_a_power_cut_as_far_as_sqlite_can_promise(tmp_path: Pa
     async def broken(ledger: SqliteLedger) -> None:
         monkeypatch.setattr(sqlite, "_save", _raises)
         try:
-            await ledger.commit([hold("1")])
+            await ledger.commit([hold("never kept")])
         finally:
             monkeypatch.undo()
 
