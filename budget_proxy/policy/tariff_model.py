@@ -84,7 +84,7 @@ class SourceEntry(Entry):
     at_least: Count | None = Field(None, description="A smaller figure counts as this.")
     at_most: Count | None = Field(
         None,
-        description="A larger figure counts as this: only for what the API itself bills no more of.",
+        description="A larger figure counts as this: where the API itself bills no more.",
     )
     step: Positive | None = Field(None, description="Rounded up to a multiple of this.")
 
