@@ -1,10 +1,12 @@
 """Which headers go on, which are dropped, which are put in: the written list (promise P5).
 
 To the upstream: dropped are hop-by-hop headers (RFC 9110 §7.6.1) and those `Connection` names,
-`Host` (it is the upstream's), `Expect` (answered by us), the caller's credentials, and headers
-whose name is a credential's with `_` for `-`; put in are `Via` and our credential; on metered
-routes `Accept-Encoding` is narrowed to what the meter can read.
-To the caller: dropped are hop-by-hop headers and those `Connection` names; nothing is put in.
+`Host` (it is the upstream's), `Expect` (answered by us), the caller's credentials, any other
+header of our credential's name, and those that are one of these once `_` is read as `-`; put in
+are `Via` and our credential; on metered routes `Accept-Encoding` is narrowed to what the meter
+can read. Names are written in lower case.
+To the caller: dropped are hop-by-hop headers and those `Connection` names; put in is `Date` where
+it is missing (by `listener`).
 """
 
 from __future__ import annotations
