@@ -75,8 +75,8 @@ async def _serve(app: App, announce: Callable[[], None] = lambda: None) -> int:
 
 def _say_ready(app: App) -> None:
     proxy, admin = _url(app.address), _url(app.admin_address)
-    print(f"ledger: {app.ledger_file}", file=sys.stderr)
-    print(f"budget-proxy serves {proxy}, metrics at {admin}/metrics", file=sys.stderr, flush=True)
+    where = f"metrics at {admin}/metrics, ledger {app.ledger_file}"
+    print(f"budget-proxy serves {proxy}, {where}", file=sys.stderr, flush=True)
 
 
 def _url(address: tuple[str, int]) -> str:
