@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from aiohttp.web_protocol import RequestHandler
 
 from budget_proxy.accounts_view import AccountsView, AccountView, touched_by
 from budget_proxy.core.budget import EVERYONE, Budget, Condition
@@ -129,9 +130,46 @@ def build_admin(
     return application
 
 
+class _Protocol(RequestHandler):
+    """A connection whose parse errors are neither logged nor answered with the caller's bytes: a
+    header line that cannot be read may be the one with the token."""
+
+    def log_exception(self, *_args: Any, **_more: Any) -> None:
+        """What a handler raises is logged where it is caught."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 - it quotes the caller's bytes
+    ) -> web.StreamResponse:
+        """Answer what the parser refused."""
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer had begun") from exc
+        answer = _problem(status, "This is not an HTTP/1.1 request that can be read")
+        answer.force_close()
+        return answer
+
+
+class _Server(web.Server):
+    """The factory of those connections."""
+
+    def __call__(self) -> RequestHandler:
+        return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+class _Runner(web.AppRunner):
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        return _Server(
+            server.request_handler, request_factory=server.request_factory, **self._kwargs
+        )
+
+
 def admin_runner(application: web.Application) -> web.AppRunner:
     """A runner with the settings this application is tested with."""
-    return web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=75.0)
+    return _Runner(application, access_log=None, handle_signals=False, keepalive_timeout=75.0)
 
 
 class _Rooms:

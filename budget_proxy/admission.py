@@ -327,7 +327,8 @@ def _under(
     kept = []
     for leg in legs:
         budget = now.get(leg.budget)
-        if budget is not None and was[leg.budget].shape == budget.shape:
+        old = was.get(leg.budget)  # None: its hold was asked for under a policy before that one
+        if budget is not None and old is not None and old.shape == budget.shape:
             enforced = budget.on_shortfall != "report"
             kept.append(leg._replace(limit=budget.limit_for(leg.payer), enforced=enforced))
         elif budget is not None:

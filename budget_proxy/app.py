@@ -15,7 +15,7 @@ import random
 import secrets
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -36,13 +36,13 @@ from budget_proxy.core.money import parse_amount
 from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.sqlite import SqliteLedger
-from budget_proxy.listener import Listener
+from budget_proxy.listener import WHOLE_BODY_TIMES, Listener
 from budget_proxy.metrics import Metrics
 from budget_proxy.policy import PolicyError
 from budget_proxy.proxy import Proxy
 from budget_proxy.records import about_correction
 from budget_proxy.roster import Roster
-from budget_proxy.upstream import Switchboard
+from budget_proxy.upstream import Outgoing, Switchboard
 
 logger = logging.getLogger(__name__)
 SCRAPE_LEDGER_S = 5.0
@@ -94,6 +94,7 @@ class App:
         self._state: Literal["starting", "serving", "draining"] = "starting"
         self._reloading = asyncio.Lock()
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
         self._admin: web.AppRunner | None = None
         self._ledger: SqliteLedger | None = None
         self.address = self.admin_address = ("", 0)
@@ -119,7 +120,7 @@ class App:
         _warn(await self._open_budgets(self.house, known))
         await self._remember_budgets(known)
         self._build()
-        await self._switchboard.connect(self.house.upstreams)
+        self._switchboard.connect(self._switchboard.prepare(self.house.upstreams))
         await self._start_admin()
         tls = _tls(self.house)
         with _naming("listen", self.house.listen):
@@ -165,9 +166,10 @@ class App:
                 async with asyncio.timeout(LAND_S):
                     await self._commit.settled()
             await self._switchboard.close()
-        for task in self._tasks.values():
+        tasks = [*self._tasks.values(), *self._retiring]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         if self._admin is not None:
             await self._admin.cleanup()
         if self._ledger is not None:
@@ -203,14 +205,14 @@ class App:
             try:
                 house = await asyncio.to_thread(self._load)
                 self._check_reloadable(house)
-                await self._switchboard.connect(house.upstreams)
                 known = await self._open_ledger.budgets()
                 notes = await self._open_budgets(house, known)
+                prepared = self._switchboard.prepare(house.upstreams)
             except PolicyError as error:
                 return self._reload_refused([str(mistake) for mistake in error.mistakes])
             except (CannotReloadError, LedgerDownError, OSError) as error:
                 return self._reload_refused([str(error)])
-            self._put_in_force(house, notes)
+            self._put_in_force(house, prepared, notes)
             try:
                 # Again, for the calls that the old policy priced while the new one was read. A
                 # release of nothing lands behind every hold that they have asked for.
@@ -221,24 +223,32 @@ class App:
                 logger.error("what new budgets begin with is not all booked: %s", error)
             return []
 
-    def _put_in_force(self, house: House, notes: Sequence[str]) -> None:
+    def _put_in_force(
+        self, house: House, prepared: Mapping[str, Outgoing], notes: Sequence[str]
+    ) -> None:
         old, self.house = self.house, house
+        retired = self._switchboard.connect(prepared)
         self._binding = Binding(house.budgets)
         self._proxy.reload(house, self._binding, self._roster)
         self._admission.reload(self._binding, house.waiting)
-        # Takes the place of the last reload's, whose calls are over earlier.
-        self._spawn("retired connections", self._close_retired(old))
+        if retired:
+            task = self._loop.create_task(self._close_retired(old, retired))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
         self._emit(PolicyReloaded(ok=True, at_s=self._clock()))
         logger.warning("the policy was reloaded")
         _warn(notes)
 
-    async def _close_retired(self, old: House) -> None:
-        """Close the connections that only the old policy used, once its calls must be over."""
+    async def _close_retired(self, old: House, retired: Sequence[Outgoing]) -> None:
+        """Close the connections that only the old policy used, once its calls must be over: the
+        last one had to be read first, and then to wait in line."""
         times = [
-            (upstream.timeouts.total_s, upstream.drain_s) for upstream in old.upstreams.values()
+            outgoing.upstream.timeouts.total_s + outgoing.upstream.drain_s for outgoing in retired
         ]
-        await asyncio.sleep(max(map(sum, times), default=0.0))
-        await self._switchboard.close_retired()
+        read_s = old.limits.body_timeout_s * WHOLE_BODY_TIMES
+        waits_s = max((budget.max_wait_s for budget in old.budgets), default=0.0)
+        await asyncio.sleep(read_s + waits_s + max(times))
+        await self._switchboard.close_retired(retired)
 
     def _reload_refused(self, mistakes: list[str]) -> list[str]:
         for mistake in mistakes:

@@ -117,7 +117,7 @@ class Arrivals:
         routes = tuple(
             (route, captures)
             for route in upstream.tariff.routes
-            if (captures := route.captures(call.method, inner.path)) is not None
+            if (captures := route.captures(call.method, inner.plain)) is not None
         )
         traceparent, retry = marks(headers)
         return Arrival(
@@ -146,6 +146,8 @@ def check_form(call: Call, headers: Index, house: House) -> str:
             "budget-proxy is a reverse proxy: do not set it as HTTP_PROXY or HTTPS_PROXY; point "
             "the SDK's base URL at it, as in http://HOST:8080/openai/v1.",
         )
+    if call.method == "TRACE":
+        raise refuse(Reason.METHOD, "TRACE is not forwarded: its answer repeats our credential.")
     if call.version not in ((1, 0), (1, 1)):
         raise refuse(Reason.VERSION, "Speak HTTP/1.1.")
     header_rules.check(call.headers)

@@ -9,6 +9,7 @@ import base64
 from urllib.parse import quote
 
 from budget_proxy.core import headers as header_rules
+from budget_proxy.core.headers import HeaderList
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.target import Target
 from budget_proxy.identify import QUERY_KEY
@@ -29,6 +30,29 @@ def header(upstream: Upstream) -> tuple[bytes, bytes] | None:
     if tariff.credential == "basic":
         return b"authorization", b"Basic " + base64.b64encode(credential.encode())
     return tariff.credential_name.lower().encode(), credential.encode()
+
+
+_URLS = frozenset({b"location", b"content-location", b"link", b"refresh"})
+
+
+def without_ours(upstream: Upstream, headers: HeaderList) -> HeaderList:
+    """The headers of an answer. An upstream that redirects repeats its query, and our credential
+    with it: that does not go on to the caller."""
+    if not upstream.credential or upstream.tariff.credential != "query":
+        return headers
+    spellings = {
+        upstream.credential,
+        quote(upstream.credential),
+        quote(upstream.credential, safe=""),
+    }
+    kept = []
+    for name, value in headers:
+        clean = value
+        if name.lower() in _URLS:
+            for spelling in spellings:
+                clean = clean.replace(spelling.encode(), b"")
+        kept.append((name, clean))
+    return kept
 
 
 def in_target(upstream: Upstream, target: Target) -> Target:

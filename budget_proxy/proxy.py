@@ -16,7 +16,7 @@ from functools import partial
 
 from msgspec import structs
 
-from budget_proxy import arrival
+from budget_proxy import arrival, credential
 from budget_proxy.admission import Admission, Request
 from budget_proxy.arrival import Arrival, Arrivals
 from budget_proxy.call import (
@@ -314,10 +314,12 @@ class Proxy:
         by_name = header_rules.by_name(head.headers)
         meter = meter_for(order.route, drops_usage=order.estimate.drops_usage, headers=by_name)
         relay = _Relay(self, call, order, answer, meter, trail)
-        headers = header_rules.to_caller(head.headers)
+        headers = credential.without_ours(order.upstream, header_rules.to_caller(head.headers))
         if meter.edits:
             headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
         trail.status = head.status
+        if self.draining:
+            call.close_after()
         await relay.start(head.reason, headers)
         try:
             await relay.run(arrival.answer_length(call.method, head.status, by_name))

@@ -14,7 +14,7 @@ import contextlib
 import functools
 import io
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 import aiohttp
@@ -312,14 +312,22 @@ class Switchboard:
         self._outgoing: dict[str, Outgoing] = {}
         self._retired: list[Outgoing] = []
 
-    async def connect(self, upstreams: Mapping[str, Upstream]) -> None:
-        """Serve these upstreams; unchanged ones keep their connections, calls under way theirs."""
-        for name, old in list(self._outgoing.items()):
-            if upstreams.get(name) != old.upstream:
-                self._retired.append(self._outgoing.pop(name))
+    def prepare(self, upstreams: Mapping[str, Upstream]) -> dict[str, Outgoing]:
+        """Connections for these upstreams, those of unchanged ones kept; not served yet. Raises
+        OSError."""
+        prepared = {}
         for name, upstream in upstreams.items():
-            if name not in self._outgoing:
-                self._outgoing[name] = Outgoing(upstream)
+            old = self._outgoing.get(name)
+            kept = old is not None and old.upstream == upstream
+            prepared[name] = old if old is not None and kept else Outgoing(upstream)
+        return prepared
+
+    def connect(self, prepared: Mapping[str, Outgoing]) -> list[Outgoing]:
+        """Serve what was prepared; the connections that are retired by it."""
+        retired = [old for name, old in self._outgoing.items() if prepared.get(name) is not old]
+        self._retired += retired
+        self._outgoing = dict(prepared)
+        return retired
 
     def to(self, upstream: Upstream) -> Outgoing:
         """The connections of an upstream; of a retired one until it is closed."""
@@ -332,15 +340,15 @@ class Switchboard:
         assert found is not None, "a call's upstream is connected or retired"
         return found
 
-    async def close_retired(self) -> None:
-        """Close what no policy names any more; call it when their calls have ended."""
-        retired, self._retired = self._retired, []
+    async def close_retired(self, retired: Iterable[Outgoing]) -> None:
+        """Close these; call it when their calls have ended."""
         for outgoing in retired:
+            self._retired.remove(outgoing)
             await outgoing.close()
 
     async def close(self) -> None:
         """Close everything."""
-        await self.close_retired()
-        for outgoing in self._outgoing.values():
+        for outgoing in [*self._retired, *self._outgoing.values()]:
             await outgoing.close()
+        self._retired.clear()
         self._outgoing.clear()

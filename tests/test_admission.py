@@ -335,7 +335,7 @@ def test_a_ledger_that_goes_down_answers_those_it_was_asked_for(told: Any) -> No
 def test_a_deadline_is_kept(told: Any) -> None:
     async def story(door: Door) -> None:
         await door.comes("1", 10).held()
-        second = await door.queues("2", patience_s=0.02)
+        second = door.comes("2", patience_s=0.02)
         answer = await second.answer()
         assert isinstance(answer, Refusal)
         assert answer.reason is Reason.WAITED
@@ -377,7 +377,7 @@ def test_who_stood_behind_others_all_the_time_is_told_so(told: Any) -> None:
     async def story(door: Door) -> None:
         await door.comes("1", 5).held()
         second = await door.queues("2", 10)
-        third = await door.queues("3", 9, patience_s=0.02)
+        third = door.comes("3", 9, patience_s=0.02)
         assert await third.refused() is Reason.WAITED
         second.gone.happen()
         await second.answer()

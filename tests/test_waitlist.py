@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from budget_proxy.core.book import Leg
@@ -242,6 +242,7 @@ def test_who_is_passed_remembers_it() -> None:
     assert big.passed == 1
 
 
+@settings(deadline=None)
 @given(
     amounts=st.lists(st.integers(1, 5), min_size=1, max_size=120),
     tells=st.lists(st.booleans(), min_size=1, max_size=20),
@@ -272,6 +273,7 @@ def test_a_big_one_is_passed_a_few_times_and_then_served(
     assert whale not in line, "served in the end"
 
 
+@settings(deadline=None)
 @given(
     weights=st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 10), min_size=2),
     rounds=st.integers(1, 120),
@@ -294,6 +296,7 @@ def test_turns_are_shared_by_weight(weights: dict[str, int], rounds: int) -> Non
         assert all(used[name] - least <= TURN // weights[name] for name in weights)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -307,10 +307,12 @@ def _hold(operation: Hold, page: Page, now_s: float) -> Outcome:
     for leg, account in zip(operation.legs, accounts, strict=True):
         if account.key.window == REQUEST.key:
             continue
-        account.held = saturated(account.held + leg.amount)
+        before = account.held
+        account.held = saturated(before + leg.amount)
         page.accounts[account.key] = account
         page.touched.add(account.key)
-        held.append(HeldLeg(*account.key, leg.unit, leg.amount))
+        # What was really added: what comes back at the end must be no more than that.
+        held.append(HeldLeg(*account.key, leg.unit, account.held - before))
     deadline_s = now_s + operation.lifetime_s
     hold = OpenHold(operation.id, operation.owner, now_s, deadline_s, tuple(held), operation.about)
     page.holds[hold.id] = page.opened[hold.id] = hold

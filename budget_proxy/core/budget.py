@@ -48,8 +48,8 @@ FACT_KEYS = ("upstream", "service", "route", "model")
 
 
 @lru_cache(maxsize=4096)
-def _glob(pattern: str) -> re.Pattern[str]:
-    return re.compile(translate(pattern))
+def _glob(pattern: str, any_case: bool) -> re.Pattern[str]:
+    return re.compile(translate(pattern), re.IGNORECASE if any_case else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,9 @@ class Condition:
     def holds(self, facts: Facts) -> bool:
         """Whether the call meets this condition; a missing label matches nothing."""
         value = facts.get(self.key)
-        hit = value is not None and any(_glob(glob).match(value) for glob in self.globs)
+        # Models have their prices in any case, so their budgets bind in any case too.
+        any_case = self.key == "model"
+        hit = value is not None and any(_glob(glob, any_case).match(value) for glob in self.globs)
         return hit != self.negate
 
 

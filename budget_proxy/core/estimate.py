@@ -266,7 +266,9 @@ def find_parts(route: Route, body: Any) -> list[tuple[Part, int]]:
 def inline_bytes(part: Mapping[str, Any]) -> int:
     """The base64 data a content part carries: a `data:` URL, or a `source` with `data`."""
     size = 0
-    for member in part.values():
+    for name, member in part.items():
+        if name == "text":
+            continue  # is text to whoever reads it, whatever it begins with
         inner = member.get("url") if isinstance(member, dict) else member
         if isinstance(inner, str) and inner.startswith("data:"):
             size += len(inner)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
-from urllib.parse import unquote_plus
+from urllib.parse import unquote, unquote_plus
 
 from budget_proxy.core.refusal import Reason, refuse
 
@@ -33,6 +33,14 @@ class Target(NamedTuple):
     def raw(self) -> str:
         """The target as it is sent."""
         return self.path if self.query is None else f"{self.path}?{self.query}"
+
+    @property
+    def plain(self) -> str:
+        """The path as a server reads it, to be matched: decoded, but for separators. `%6F` is an
+        `o` to every server, and what goes out has it still."""
+        if "%" not in self.path:
+            return self.path
+        return unquote(_ESCAPED_SEPARATOR.sub(lambda found: f"%25{found[0][1:]}", self.path))
 
     def fields(self) -> dict[str, str]:
         """The query's fields, decoded; of a repeated one the first."""

@@ -168,6 +168,10 @@ def test_choices_times_tokens_have_a_bound() -> None:
         OPENAI, "chat", chat(model="o1-pro", n=10**6, max_tokens=10**6), Reason.TOO_LARGE
     )
     assert dear.rule.status == 402
+    on_top = refused(
+        OPENAI, "chat", chat(max_tokens=10**12, prediction={"content": "x"}), Reason.BAD_REQUEST
+    )
+    assert on_top.param == OUTPUT
     most = priced(OPENAI, "chat", chat(model="o1-pro", n=100, max_tokens=10**6))
     assert 0 < most.amounts["USD"] <= MAX_AMOUNT
 
@@ -182,7 +186,8 @@ def test_what_is_no_json_object_is_a_bad_request(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b'{"model": "a\xff"}', b'\xef\xbb\xbf{"model": "gpt-4o"}', gzip.compress(b"{}")]
+    "body",
+    [b'{"model": "a\xff"}', b'\xef\xbb\xbf{"model": "gpt-4o"}', gzip.compress(b"{}", mtime=0)],
 )
 def test_what_is_no_utf8_is_a_bad_request(body: bytes) -> None:
     refused(OPENAI, "chat", body, Reason.BAD_REQUEST)
