@@ -26,10 +26,10 @@ def header(upstream: Upstream) -> tuple[bytes, bytes] | None:
     if not credential or tariff.credential == "query":
         return None
     if tariff.credential == "bearer":
-        return b"authorization", b"Bearer " + credential.encode()
+        return b"Authorization", b"Bearer " + credential.encode()
     if tariff.credential == "basic":
-        return b"authorization", b"Basic " + base64.b64encode(credential.encode())
-    return tariff.credential_name.lower().encode(), credential.encode()
+        return b"Authorization", b"Basic " + base64.b64encode(credential.encode())
+    return tariff.credential_name.encode(), credential.encode()
 
 
 _URLS = frozenset({b"location", b"content-location", b"link", b"refresh"})

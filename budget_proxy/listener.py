@@ -17,11 +17,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from aiohttp import web
-from aiohttp.http import HttpVersion10, StreamWriter
+from aiohttp.helpers import rfc822_formatted_time
+from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.http_parser import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler
-from multidict import CIMultiDict
 
 from budget_proxy.call import (
     CHUNK,
@@ -41,60 +41,95 @@ SHUTDOWN_S = 2.0
 """After the grace period: how long a call may take to notice that it is over."""
 WHOLE_BODY_TIMES = 4
 """A body that is read before its hold may take so many times `body_timeout_s` in all."""
-_ADDED = ("Date", "Transfer-Encoding", "Connection")
-_FRAMING = frozenset({b"content-length", b"content-type", b"date", b"server", b"connection"})
+_BODILESS = frozenset({204, 304})
 Story = Callable[[Call], Awaitable[None]]
 
 
-class _Answer(web.StreamResponse):
-    """A response whose headers are ours alone, byte for byte. The library would encode them anew,
-    drop some and add others; of those only what frames the answer, and `Date`, are let in."""
+class _Answer:
+    """An answer, as bytes: its headers are the story's, byte for byte; put in are only what frames
+    it, and `Date`. The library's own would encode them anew, drop some and add others."""
 
-    _send_headers_immediately = False
+    __slots__ = ("_chunked", "_head", "_left", "_protocol", "is_framed", "keep_alive")
 
-    def __init__(self, status: int, reason: str, headers: Headers) -> None:
-        # The library needs to know what frames the answer; the rest it would only copy.
-        known: CIMultiDict[str] = CIMultiDict()
+    def __init__(
+        self,
+        protocol: _Protocol,
+        request: web.BaseRequest,
+        status: int,
+        reason: str,
+        headers: Headers,
+        *,
+        close: bool,
+    ) -> None:
+        new = request.version >= HttpVersion11
+        empty = request.method == "HEAD" or status in _BODILESS
+        lines = [b"HTTP/1.%d %d %b\r\n" % (new, status, reason.encode("utf-8", "surrogateescape"))]
+        self._left: int | None = None
+        dated = False
         for name, value in headers:
-            if name.lower() in _FRAMING:
-                known.add(name.decode("latin-1"), value.decode("latin-1"))
-        super().__init__(status=status, reason=reason, headers=known)
-        self._own = headers
-        self._given = frozenset(name.lower() for name in known)
-
-    async def _write_headers(self) -> None:
-        assert self._req is not None, "an answer is prepared for a request"
-        version = b"1.0" if self._req.version == HttpVersion10 else b"1.1"
-        reason = self._reason.encode("utf-8", "surrogateescape")
-        lines = [b"HTTP/%b %d %b" % (version, self._status, reason)]
-        lines += [b"%b: %b" % pair for pair in self._own]
-        for name in _ADDED:
-            if name in self._headers and name.lower() not in self._given:
-                lines.append(f"{name}: {self._headers[name]}".encode())
-        writer = self._req.writer
-        assert isinstance(writer, StreamWriter), "aiohttp's own server made it"
-        if writer.transport is None or writer.transport.is_closing():
-            raise ConnectionResetError
-        # Kept for the first piece of the body, if that is there in this turn of the loop.
-        writer._headers_written = False  # noqa: SLF001
-        writer._headers_buf = b"\r\n".join(lines) + b"\r\n\r\n"  # noqa: SLF001
-        asyncio.get_running_loop().call_soon(_send_head, writer)
-
-    async def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Write, without waiting for it to leave."""
-        assert isinstance(self._payload_writer, StreamWriter), "an answer is started, then sent"
-        await self._payload_writer.write(data, drain=False)
-
-    @property
-    def is_framed(self) -> bool:
+            low = name.lower()
+            if low == b"content-length":
+                self._left = int(value) if value.isdigit() else None
+            elif low == b"date":
+                dated = True
+            lines.append(b"%b: %b\r\n" % (name, value))
+        if empty:
+            self._left = 0
+        self._chunked = self._left is None and new
+        self.is_framed = self._left is not None or new
         """Whether a caller can tell its end from a lost connection."""
-        writer = self._payload_writer
-        return not isinstance(writer, StreamWriter) or writer.chunked or writer.length is not None
+        self.keep_alive = request.keep_alive and self.is_framed and not close
+        if self._chunked:
+            lines.append(b"Transfer-Encoding: chunked\r\n")
+        if not dated:
+            lines.append(b"Date: %b\r\n" % rfc822_formatted_time().encode())
+        if self.keep_alive is not new:
+            lines.append(b"Connection: %b\r\n" % (b"close" if new else b"keep-alive"))
+        lines.append(b"\r\n")
+        self._protocol = protocol
+        # Kept for the first piece of the body, if that is there in this turn of the loop.
+        self._head = b"".join(lines)
+        asyncio.get_running_loop().call_soon(self._send_head)
+
+    def _send_head(self) -> None:
+        transport = self._protocol.transport
+        if self._head and transport is not None and not transport.is_closing():
+            transport.write(self._head)
+            self._head = b""
+
+    def write(self, data: bytes, *, last: bool = False) -> None:
+        """Write, without waiting for it to leave. Raises ConnectionError."""
+        transport = self._protocol.transport
+        if transport is None or transport.is_closing():
+            raise ConnectionResetError
+        if self._chunked:
+            if data:
+                data = b"%x\r\n%b\r\n" % (len(data), data)
+            if last:
+                data += b"0\r\n\r\n"
+        elif self._left is not None:
+            data = data[: self._left]
+            self._left -= len(data)
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            transport.write(data)
 
 
-def _send_head(writer: StreamWriter) -> None:
-    if writer.transport is not None and not writer.transport.is_closing():
-        writer.send_headers()
+class _Done:
+    """What the library is told of an answer that is out already."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        self.keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Nothing is left to do."""
+
+    async def write_eof(self) -> None:
+        """Nothing is left to do."""
+
+
+_KEEP, _CLOSE = _Done(keep_alive=True), _Done(keep_alive=False)
 
 
 class _Writing:
@@ -122,8 +157,9 @@ class _Writing:
 class IncomingCall:
     """A `Call` on an aiohttp request."""
 
-    def __init__(self, request: web.BaseRequest, limits: Limits) -> None:
+    def __init__(self, request: web.BaseRequest, protocol: _Protocol, limits: Limits) -> None:
         self._request = request
+        self._protocol = protocol
         self._limits = limits
         self._answer: _Answer | None = None
         self._close = False
@@ -144,11 +180,14 @@ class IncomingCall:
         """See `Call.proceed`."""
         if self._expects and self.version >= (1, 1):
             self._expects = False
-            writer = self._request.writer
             with _Writing(self):
-                await writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            # What has been written so far is no part of the answer.
-            writer.output_size = 0
+                self._transport().write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _transport(self) -> asyncio.Transport:
+        transport = self._protocol.transport
+        if transport is None:
+            raise ConnectionResetError
+        return transport
 
     async def read(self, limit: int) -> bytes:
         """See `Call.read`."""
@@ -201,48 +240,44 @@ class IncomingCall:
 
     async def start(self, status: int, reason: str, headers: Headers) -> None:
         """See `Call.start`."""
-        self._answer = _Answer(status, reason, headers)
-        if self._close or self._expects:
-            # Who still waits for 100 Continue may or may not send its body after this answer.
-            self._answer.force_close()
+        # Who still waits for 100 Continue may or may not send its body after this answer.
+        close = self._close or self._expects
         with _Writing(self):
-            await self._answer.prepare(self._request)
+            self._protocol.begun = True
+            self._answer = _Answer(
+                self._protocol, self._request, status, reason, headers, close=close
+            )
 
     async def send(self, chunk: bytes) -> None:
         """See `Call.send`."""
         assert self._answer is not None, "an answer is started before it is sent"
         with _Writing(self):
-            await self._answer.write(chunk)
-            if self._request.protocol.writing_paused:
+            self._answer.write(chunk)
+            if self._protocol.writing_paused:
                 async with asyncio.timeout(self._limits.write_timeout_s):
-                    await self._request.writer.drain()
+                    await self._protocol.drained()
 
     async def end(self) -> None:
         """See `Call.end`."""
         assert self._answer is not None, "an answer is started before it ends"
         with _Writing(self):
-            transport = self._request.transport
-            if transport is not None and transport.get_write_buffer_size() == 0:
-                await self._answer.write_eof()
-            if transport is None or transport.get_write_buffer_size() > 0:
+            self._answer.write(b"", last=True)
+            if self._transport().get_write_buffer_size() > 0:
                 async with asyncio.timeout(self._limits.write_timeout_s):
-                    await self._answer.write_eof()
                     await self._flush()
         self._ended = True
 
     async def _flush(self) -> None:
         """Wait until the kernel has it all: a connection closes only when its last byte is out."""
-        transport = self._request.transport
-        if transport is None or transport.get_write_buffer_size() == 0:
-            return
+        transport = self._transport()
         transport.set_write_buffer_limits(0)
-        await self._request.writer.drain()
+        await self._protocol.drained()
         transport.set_write_buffer_limits()
 
     def abort(self) -> None:
         """See `Call.abort`."""
         self._ended = False
-        transport = self._request.transport
+        transport = self._protocol.transport
         if transport is None:
             return
         if self._answer is not None and not self._answer.is_framed:
@@ -254,12 +289,13 @@ class IncomingCall:
         self._close = True
 
     @property
-    def answer(self) -> web.StreamResponse:
+    def answer(self) -> Any:
         """What aiohttp is told was answered."""
         if self._answer is None or not self._ended:
             self.abort()  # or the library would end it properly
             raise ConnectionResetError("the answer was cut on purpose")
-        return self._answer
+        self._protocol.begun = False
+        return _KEEP if self._answer.keep_alive and not self._close else _CLOSE
 
 
 def _reset(transport: asyncio.Transport) -> None:
@@ -273,6 +309,12 @@ class _Protocol(RequestHandler):
     """One connection: tells its call when the caller hangs up, or its body turns into garbage."""
 
     call: IncomingCall | None = None
+    begun = False
+    """Whether an answer is half written."""
+
+    async def drained(self) -> None:
+        """Wait until more may be written. Raises ConnectionError."""
+        await self._drain_helper()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or cut it where there are too many."""
@@ -298,13 +340,13 @@ class _Protocol(RequestHandler):
 
     def handle_error(
         self,
-        request: web.BaseRequest,
+        request: web.BaseRequest,  # noqa: ARG002
         status: int = 500,
         exc: BaseException | None = None,
         message: str | None = None,  # noqa: ARG002 - it quotes the caller's bytes
     ) -> web.StreamResponse:
         """Answer what the parser refused, without quoting it."""
-        if isinstance(exc, ConnectionError) or request.writer.output_size > 0:
+        if isinstance(exc, ConnectionError) or self.begun:
             raise ConnectionError("there is nobody to answer, or the answer had begun") from exc
         answer = web.Response(
             status=status,
@@ -377,10 +419,10 @@ class Listener:
         host, port = bound.getsockname()[:2]
         return host, port
 
-    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        call = IncomingCall(request, self._limits)
+    async def _handle(self, request: web.BaseRequest) -> Any:
         protocol = request.protocol
         assert isinstance(protocol, _Protocol), "our server makes our protocols"
+        call = IncomingCall(request, protocol, self._limits)
         protocol.call = call
         self._calls.add(call)
         self._idle.clear()

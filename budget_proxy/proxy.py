@@ -298,14 +298,15 @@ class Proxy:
             call.headers, metered=order.route.metered, streamed=order.estimate.streamed
         )
         outgoing = self._switchboard.to(upstream)
-        url = upstream.url + arrived.sent.raw
+        declared = arrival.declared_length(call.headers)
         body: Body = order.body or None
-        if order.body is None and call.has_body:
+        if body is not None:
+            declared = len(order.body or b"")
+        elif order.body is None and call.has_body:
             body = call.chunks()
-            length = header_rules.first(call.headers, b"content-length")
-            if length is not None:
-                headers = [*headers, (b"content-length", length)]
-        return await outgoing.send(call.method, url, headers, body)
+        elif declared is not None:
+            declared = 0
+        return await outgoing.send(call.method, arrived.sent.raw, headers, body, declared)
 
     async def _relay(self, call: Call, order: Order, answer: UpstreamAnswer, trail: Trail) -> None:
         """Pass the answer on as it comes; settle before its last byte goes out, so that whoever

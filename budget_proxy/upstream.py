@@ -1,29 +1,30 @@
 """Forward calls to upstreams and bring their answers back. One of the two rooms that know the HTTP
 library.
 
-Here are its traps closed: nothing is ever sent twice, redirects and cookies are not followed, no
-proxy is taken from the environment, targets go out as they came, header names cannot fold into
-each other, every wait has a deadline, and "was it sent?" has an answer.
+Of the library this uses the connector (pool, name look-up, TLS, proxies) and the parser of answers;
+the request is written here, as bytes. So targets and headers go out as they came, nothing is ever
+sent twice (the library does that to GET, PUT and DELETE on a connection that turns out dead),
+redirects and cookies are not followed, no proxy is taken from the environment, every wait has a
+deadline, and "was it sent?" has an answer: not before there is a connection.
 Forbidden here: knowing what a budget is.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
-import io
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 import aiohttp
-from aiohttp import ClientHandlerType, ClientRequest, ClientResponse, ClientTimeout
+from aiohttp import ClientRequest, ClientTimeout
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
-from aiohttp.streams import EmptyStreamReader
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.http_parser import RawResponseMessage
+from aiohttp.streams import EmptyStreamReader, EofStream, StreamReader
 from aiohttp.tracing import Trace
-from multidict import CIMultiDict
 from yarl import URL
 
 from budget_proxy.call import (
@@ -39,49 +40,68 @@ from budget_proxy.call import (
 from budget_proxy.core.house import Timeouts, Upstream
 
 MAX_HEADER = 32 * 1024
-LARGE = 1024 * 1024
-_SKIPPED = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
+MAX_STALE = 8
+"""Pooled connections that are looked at for one that has nothing unread in it."""
 Body = bytes | AsyncIterator[bytes] | None
+_EXPECT_BODY = frozenset({"POST", "PUT", "PATCH"})
+"""Methods that say so when they have none (RFC 9110 §8.6): some servers insist."""
 
 
-class _LostError(Exception):
-    """A connection broke after the request may have left (see `_Attempt`)."""
-
-
-class _Request(ClientRequest):
-    """A request that knows whether it got a connection: from then on a byte may have left."""
-
-    connected = False
-
-
-class _Attempt:
-    """The one attempt to send a request.
-
-    Keeps the library from sending it again when a reused connection turns out dead: it does so
-    for GET, PUT and DELETE, and each attempt may be billed.
-    """
-
-    connected = False
-
-    async def __call__(self, request: ClientRequest, handler: ClientHandlerType) -> ClientResponse:
-        """Be the middleware of the request."""
-        assert isinstance(request, _Request), "our session makes our requests"
-        try:
-            return await handler(request)
-        except aiohttp.ClientConnectorError:
-            raise
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-            raise _LostError(str(error)) from error
-        finally:
-            self.connected = request.connected
+class _TooLateError(Exception):
+    """The first byte of the answer did not come in time."""
 
 
 class _Wire(ResponseHandler):
-    """A connection that remembers how it was lost: an answer without a length lasts until the
-    connection ends, and the library takes any end for a proper one. And none at all for that of a
-    body that turned into garbage."""
+    """A connection that can give up waiting, and that remembers how it was lost: an answer without
+    a length lasts until the connection ends, and the library takes any end for a proper one. And
+    none at all for that of a body that turned into garbage."""
 
     broken = False
+    _deadline: asyncio.TimerHandle | None = None
+    _answered = True
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether it is open, and nothing unasked has come."""
+        return self.is_connected() and not self.should_close and not len(self)
+
+    def begin(self, method: str) -> None:
+        """Make ready for one answer."""
+        self._answered = False
+        self.set_response_params(
+            skip_payload=method == "HEAD",
+            read_until_eof=True,
+            auto_decompress=False,
+            read_bufsize=CHUNK,
+            max_line_size=MAX_HEADER,
+            max_field_size=MAX_HEADER,
+        )
+
+    async def head(self) -> tuple[RawResponseMessage, StreamReader]:
+        """The first lines of the answer and its body to come; interim answers are dropped."""
+        try:
+            while True:
+                message, payload = await self.read()
+                if message.code >= 200 or message.code == 101:
+                    return message, payload
+        finally:
+            self._answered = True
+            if self._deadline is not None:
+                self._deadline.cancel()
+
+    def expect_by(self, when_s: float) -> None:
+        """Give up at this time (of the loop) if no answer has begun."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        if not self._answered:
+            self._deadline = self._loop.call_at(when_s, self._too_late)
+
+    def _too_late(self) -> None:
+        self.set_exception(_TooLateError())
+
+    async def drained(self) -> None:
+        """Wait until more may be written. Raises ConnectionError."""
+        await self._drain_helper()
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone; with an error, not because the upstream was done."""
@@ -100,41 +120,90 @@ class _Connector(aiohttp.TCPConnector):
         wires: Callable[..., ResponseHandler] = _Wire
         self._factory = functools.partial(wires, loop=self._loop)
 
-    async def connect(
+    async def _create_connection(
         self, req: ClientRequest, traces: list[Trace], timeout: ClientTimeout
-    ) -> Connection:
-        """Get a connection from the pool, or a new one."""
-        connection = await super().connect(req, traces, timeout)
-        if isinstance(req, _Request):
-            req.connected = True
-        return connection
+    ) -> ResponseHandler:
+        try:
+            return await super()._create_connection(req, traces, timeout)
+        except TimeoutError as error:  # not that of the pool, which is outside
+            raise NotSentError("connect_timeout", "cannot connect in time") from error
 
 
-class _Response(ClientResponse):
-    """A response that knows its connection to the end."""
+class _Uploading:
+    """A body that goes out in pieces, while the answer may already come."""
+
+    def __init__(self, wire: _Wire, pieces: AsyncIterator[bytes], *, chunked: bool) -> None:
+        self._wire = wire
+        self._pieces = pieces
+        self._chunked = chunked
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="upload")
+
+    def then(self, act: Callable[[], None]) -> None:
+        """Act when the request is out."""
+        self._task.add_done_callback(lambda _: act())
 
     @property
-    def was_broken_off(self) -> bool:
-        """Whether what looks like its end was none."""
-        framed = "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
-        if framed or isinstance(self.content, EmptyStreamReader):
-            return False
-        return isinstance(self._protocol, _Wire) and self._protocol.broken
+    def is_done(self) -> bool:
+        """Whether the whole request is out."""
+        return self._task.done()
+
+    def stop(self) -> None:
+        """Send no more of it."""
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        wire = self._wire
+        try:
+            async for piece in self._pieces:
+                if piece:
+                    self._write(b"%x\r\n%b\r\n" % (len(piece), piece) if self._chunked else piece)
+                    await wire.drained()
+            if self._chunked:
+                self._write(b"0\r\n\r\n")
+        except (CallerGoneError, BodyTimeoutError) as error:
+            # The upstream must not take what it has for the whole; whoever waits is told why.
+            wire.set_exception(error)
+            wire.abort()
+        except ConnectionError:
+            pass  # the answer may be there all the same; if not, the connection says so
+
+    def _write(self, data: bytes) -> None:
+        if self._wire.transport is None:
+            raise ConnectionResetError
+        self._wire.transport.write(data)
+
+
+async def _in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    """One huge write would block the loop."""
+    for start in range(0, len(body), CHUNK):
+        yield body[start : start + CHUNK]
 
 
 class UpstreamAnswer:
-    """An `Answer` on an aiohttp response."""
+    """An `Answer` on one of aiohttp's connections."""
 
-    def __init__(self, response: _Response, timeouts: Timeouts, ends_s: float) -> None:
-        self._response = response
+    def __init__(
+        self,
+        message: RawResponseMessage,
+        payload: StreamReader,
+        connection: Connection,
+        uploading: _Uploading | None,
+        timeouts: Timeouts,
+        ends_s: float,
+    ) -> None:
+        self.head = Head(message.code, message.reason or "", list(message.raw_headers))
+        self._framed = "Content-Length" in message.headers or "Transfer-Encoding" in message.headers
+        self._content = payload
+        self._connection = connection
+        self._wire = connection.protocol
+        self._uploading = uploading
         self._timeouts = timeouts
         self._ends_s = ends_s
         self._loop = asyncio.get_running_loop()
-        self.head = Head(response.status, response.reason or "", list(response.raw_headers))
 
     async def chunk(self) -> bytes:
         """See `Answer.chunk`."""
-        content = self._response.content
+        content = self._content
         now_s = self._loop.time()
         if now_s > self._ends_s:
             raise AnswerCutError("timeout", "the call took too long")
@@ -147,16 +216,26 @@ class UpstreamAnswer:
             raise AnswerCutError("timeout", "the upstream stopped sending") from None
         except (aiohttp.ClientError, ConnectionError) as error:
             raise AnswerCutError("cut", "the upstream cut its answer short") from error
-        if not data and self._response.was_broken_off:
+        if not data and self._was_broken_off:
             raise AnswerCutError("cut", "the upstream cut its answer short")
         return data
 
+    @property
+    def _was_broken_off(self) -> bool:
+        """Whether what looks like its end was none."""
+        if self._framed or isinstance(self._content, EmptyStreamReader):
+            return False
+        return isinstance(self._wire, _Wire) and self._wire.broken
+
     def close(self) -> None:
         """See `Answer.close`."""
-        if self._response.content.is_eof():
-            self._response.release()
-        else:
-            self._response.close()
+        uploaded = self._uploading is None or self._uploading.is_done
+        if uploaded and self._content.is_eof():
+            self._connection.release()
+            return
+        if self._uploading is not None:
+            self._uploading.stop()
+        self._connection.close()
 
 
 class Outgoing:
@@ -164,123 +243,144 @@ class Outgoing:
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
+        self._loop = asyncio.get_running_loop()
         timeouts = upstream.timeouts
-        self._session = aiohttp.ClientSession(
-            connector=_Connector(
-                limit=upstream.max_connections,
-                keepalive_timeout=upstream.keepalive_s,
-                ssl=_tls(upstream),
-            ),
-            timeout=ClientTimeout(total=None, sock_connect=timeouts.connect_s),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-            raise_for_status=False,
-            skip_auto_headers=_SKIPPED,
-            request_class=_Request,
-            response_class=_Response,
-            read_bufsize=CHUNK,
-            max_line_size=MAX_HEADER,
-            max_field_size=MAX_HEADER,
+        self._connector = _Connector(
+            limit=upstream.max_connections,
+            keepalive_timeout=upstream.keepalive_s,
+            ssl=_tls(upstream),
         )
+        patience_s = min(timeouts.first_byte_s, timeouts.total_s)
+        self._patience = ClientTimeout(connect=patience_s, sock_connect=timeouts.connect_s)
+        # What the connector wants to know: where to, and by which proxy.
+        proxy = URL(upstream.proxy) if upstream.proxy else None
+        self._whereto = ClientRequest("GET", URL(upstream.url), loop=self._loop, proxy=proxy)
+        scheme, _, rest = upstream.url.partition("://")
+        _, slash, path = rest.partition("/")
+        self._prefix = slash + path
+        if proxy is not None and scheme == "http":  # a proxy is told the whole URL
+            self._prefix = f"{scheme}://{self._whereto.headers['Host']}{self._prefix}"
+        self._host = b"Host: %b\r\n" % self._whereto.headers["Host"].encode()
 
     @property
     def upstream(self) -> Upstream:
         """Whose connections these are."""
         return self._upstream
 
-    async def send(self, method: str, url: str, headers: Headers, body: Body) -> UpstreamAnswer:
-        """Send one request, once. Raises NotSentError, NoAnswerError, CallerGoneError and
-        BodyTimeoutError (from a body that is streamed through)."""
-        timeouts = self._upstream.timeouts
-        attempt = _Attempt()
-        ends_s = asyncio.get_running_loop().time() + timeouts.total_s
+    async def send(
+        self, method: str, target: str, headers: Headers, body: Body, length: int | None
+    ) -> UpstreamAnswer:
+        """Send one request, once; `target` as it stands behind the upstream's URL. `length` of the
+        body in bytes; None: unknown, or nothing was said of one.
+
+        Raises NotSentError, NoAnswerError, and of a body that is streamed through CallerGoneError
+        and BodyTimeoutError."""
+        ends_s = self._loop.time() + self._upstream.timeouts.total_s
+        connection = await self._connect()
+        wire = connection.protocol
+        assert isinstance(wire, _Wire), "our connector makes our wires"
+        uploading: _Uploading | None = None
         try:
-            async with asyncio.timeout_at(ends_s) as deadline:
-                response = await self._session.request(
-                    method,
-                    _as_it_is(url),
-                    headers=_names_lowered(headers),
-                    data=_timed(body, deadline, timeouts.first_byte_s),
-                    allow_redirects=False,
-                    proxy=self._upstream.proxy,
-                    middlewares=(attempt,),
-                )
-        except (CallerGoneError, BodyTimeoutError):
-            raise
+            wire.begin(method)
+            uploading = self._write(wire, method, target, headers, body, length)
+            if uploading is None:
+                self._sent(wire, ends_s)
+            else:
+                wire.expect_by(ends_s)
+                uploading.then(functools.partial(self._sent, wire, ends_s))
+            message, payload = await wire.head()
+            if message.code == 101:
+                raise NoAnswerError("garbage", "the upstream switched protocols unasked")
+        except BaseException as error:
+            if uploading is not None:
+                uploading.stop()
+            connection.close()
+            told = _told(error)
+            if told is None:
+                raise
+            raise told from error
+        timeouts = self._upstream.timeouts
+        return UpstreamAnswer(message, payload, connection, uploading, timeouts, ends_s)
+
+    def _sent(self, wire: _Wire, ends_s: float) -> None:
+        """The request is out: from now on the first byte of the answer is waited for."""
+        wire.expect_by(min(ends_s, self._loop.time() + self._upstream.timeouts.first_byte_s))
+
+    async def _connect(self) -> Connection:
+        """A connection from the pool, or a new one. Raises NotSentError."""
+        try:
+            for _ in range(MAX_STALE):
+                connection = await self._connector.connect(self._whereto, [], self._patience)
+                wire = connection.protocol
+                if (
+                    wire is not None
+                    and wire.is_connected()
+                    and not wire.should_close
+                    and not len(wire)
+                ):
+                    return connection
+                # Something came while it was idle: it would be taken for the answer to this call.
+                connection.close()
+            raise NotSentError("connect", "every pooled connection had something unread in it")
         except aiohttp.ClientConnectorError as error:
             raise NotSentError(_kind(error), f"cannot connect: {_brief(error)}") from error
-        except aiohttp.ConnectionTimeoutError as error:
-            raise NotSentError("connect_timeout", "cannot connect in time") from error
-        except (TimeoutError, aiohttp.ServerTimeoutError) as error:
-            if not attempt.connected:
-                raise NotSentError("pool_timeout", "no connection became free") from error
-            raise NoAnswerError("timeout", "the upstream did not answer in time") from error
+        except TimeoutError as error:
+            raise NotSentError("pool_timeout", "no connection became free") from error
         except (aiohttp.ClientHttpProxyError, aiohttp.InvalidURL) as error:
             raise NotSentError("proxy", f"cannot connect: {_brief(error)}") from error
-        except aiohttp.ClientResponseError as error:
-            raise NoAnswerError("garbage", "the upstream's answer is not HTTP") from error
-        except (_LostError, aiohttp.ClientError, ConnectionError, ValueError) as error:
-            _raise_callers_own(error)
-            raise NoAnswerError("lost", "the upstream closed the connection") from error
-        if response.status == 101:
-            response.close()
-            raise NoAnswerError("garbage", "the upstream switched protocols unasked")
-        assert isinstance(response, _Response), "our session makes our responses"
-        return UpstreamAnswer(response, timeouts, ends_s)
+        except (aiohttp.ClientError, OSError) as error:
+            raise NotSentError("connect", f"cannot connect: {_brief(error)}") from error
+
+    def _write(
+        self,
+        wire: _Wire,
+        method: str,
+        target: str,
+        headers: Headers,
+        body: Body,
+        length: int | None,
+    ) -> _Uploading | None:
+        """Send the head and what is there of the body; the rest goes out in pieces."""
+        if length is None and body is None and method in _EXPECT_BODY:
+            length = 0
+        lines = [b"%b: %b\r\n" % pair for pair in headers]
+        lines.insert(0, self._host)
+        lines.insert(0, f"{method} {self._prefix}{target} HTTP/1.1\r\n".encode())
+        authorization = self._whereto.headers.get("Proxy-Authorization")
+        if authorization is not None:
+            lines.append(f"Proxy-Authorization: {authorization}\r\n".encode())
+        if length is not None:
+            lines.append(b"Content-Length: %d\r\n" % length)
+        elif body is not None:
+            lines.append(b"Transfer-Encoding: chunked\r\n")
+        lines.append(b"\r\n")
+        head = b"".join(lines)
+        assert head.count(b"\n") == len(lines), "a header does not end in the middle of itself"
+        if wire.transport is None:
+            raise ConnectionResetError
+        if isinstance(body, bytes) and len(body) <= CHUNK:
+            wire.transport.write(head + body)
+            return None
+        wire.transport.write(head)
+        if body is None:
+            return None
+        pieces = _in_pieces(body) if isinstance(body, bytes) else body
+        return _Uploading(wire, pieces, chunked=length is None)
 
     async def close(self) -> None:
         """Close every connection."""
-        await self._session.close()
+        await self._connector.close()
 
 
-def _as_it_is(url: str) -> URL:
-    """The URL with its target untouched; read as a whole it would lose a `?` at its end."""
-    scheme, _, rest = url.partition("://")
-    authority, _, target = rest.partition("/")
-    return URL.build(scheme=scheme, authority=authority, path="/" + target, encoded=True)
-
-
-def _timed(body: Body, deadline: asyncio.Timeout, first_byte_s: float) -> Any:
-    """The body in the form the library takes best. The time to the answer's first byte runs from
-    the request's end, as far as the total allows."""
-    if not isinstance(body, bytes | None):
-        return _then(body, lambda: _shorten(deadline, first_byte_s))
-    _shorten(deadline, first_byte_s)
-    if body is not None and len(body) > LARGE:
-        return io.BytesIO(body)  # goes out in pieces: one huge write would block the loop
-    return body
-
-
-async def _then(body: AsyncIterator[bytes], act: Callable[[], None]) -> AsyncIterator[bytes]:
-    yield b""  # or the library keeps the head back until there is a piece of the body
-    async for chunk in body:
-        yield chunk
-    act()
-
-
-def _shorten(deadline: asyncio.Timeout, seconds: float) -> None:
-    when_s = asyncio.get_running_loop().time() + seconds
-    before_s = deadline.when()
-    with contextlib.suppress(RuntimeError):  # the answer came before the request's end
-        deadline.reschedule(when_s if before_s is None else min(before_s, when_s))
-
-
-def _raise_callers_own(error: BaseException) -> None:
-    """A streamed body that broke on the caller's side comes wrapped in the library's error."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, CallerGoneError | BodyTimeoutError):
-            raise cause
-        cause = cause.__cause__ or cause.__context__
-
-
-def _names_lowered(headers: Headers) -> CIMultiDict[str]:
-    # The library folds names that differ in case and loses values; in one case all arrive.
-    multi: CIMultiDict[str] = CIMultiDict()
-    for name, value in headers:
-        multi.add(name.decode("latin-1").lower(), value.decode("utf-8"))
-    return multi
+def _told(error: BaseException) -> NoAnswerError | None:
+    """What went wrong on a connection, in the story's terms; None: it is in them already."""
+    if isinstance(error, _TooLateError):
+        return NoAnswerError("timeout", "the upstream did not answer in time")
+    if isinstance(error, HttpProcessingError):
+        return NoAnswerError("garbage", "the upstream's answer is not HTTP")
+    if isinstance(error, aiohttp.ClientError | OSError | EofStream):
+        return NoAnswerError("lost", "the upstream closed the connection")
+    return None
 
 
 def _kind(error: aiohttp.ClientConnectorError) -> str:

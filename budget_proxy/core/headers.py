@@ -4,7 +4,7 @@ To the upstream: dropped are hop-by-hop headers (RFC 9110 §7.6.1) and those `Co
 `Host` (it is the upstream's), `Expect` (answered by us), the caller's credentials, any other
 header of our credential's name, and those that are one of these once `_` is read as `-`; put in
 are `Via` and our credential; on metered routes `Accept-Encoding` is narrowed to what the meter
-can read. Names are written in lower case.
+can read.
 To the caller: dropped are hop-by-hop headers and those `Connection` names; put in is `Date` where
 it is missing (by `listener`).
 """
@@ -136,8 +136,8 @@ def to_upstream(
     named = named_by_connection(headers)
     if named:
         dropped |= named
-    if credential is not None and credential[0] not in dropped:
-        dropped |= {credential[0]}
+    if credential is not None:
+        dropped |= {credential[0].lower()}
     # A server may read `_` as `-`: our credential must be the only one it can find.
     hidden = dropped | CREDENTIALS if keep else dropped
     out: HeaderList = []

@@ -156,8 +156,8 @@ MINE = f"Authorization: Bearer {KEY}"
 @pytest.mark.parametrize(
     ("credential", "sent", "target", "headers"),
     [
-        ("{bearer: ours-abc}", [MINE], "/x?a=1", [("authorization", "Bearer ours-abc")]),
-        ("{basic: 'me:ours'}", [MINE], "/x?a=1", [("authorization", "Basic bWU6b3Vycw==")]),
+        ("{bearer: ours-abc}", [MINE], "/x?a=1", [("Authorization", "Bearer ours-abc")]),
+        ("{basic: 'me:ours'}", [MINE], "/x?a=1", [("Authorization", "Basic bWU6b3Vycw==")]),
         ("{header: X-Own, value: ours-abc}", [MINE], "/x?a=1", [("x-own", "ours-abc")]),
         (
             "{header: X-Own, value: ours-abc}",
@@ -186,7 +186,7 @@ def test_our_credential_goes_where_the_provider_wants_it(
                 assert seen.target.decode() == target
                 assert KEY.encode() not in seen.head
                 found = [(name.decode(), value.decode()) for name, value in seen.headers]
-                assert found[1:] == [("via", "1.1 budget-proxy"), *headers]
+                assert found[1:] == [("Via", "1.1 budget-proxy"), *headers]
 
     asyncio.run(story())
 
@@ -215,7 +215,7 @@ def test_where_no_credential_is_wanted_the_callers_key_stays_here_too(tmp_path: 
         async with fronting(tmp_path, answering(OK), text) as (rig, upstream):
             assert (await ask(rig, call(MINE, target=f"/flat/x?key={KEY}&b"))).status == 200
             assert upstream.requests[0].target == b"/x?b"
-            assert [name for name, _ in upstream.requests[0].headers] == [b"Host", b"via"]
+            assert [name for name, _ in upstream.requests[0].headers] == [b"Host", b"Via"]
 
     asyncio.run(story())
 
@@ -232,12 +232,12 @@ HASHED = PASSING.replace("key: test-key-0000", f'keys: ["sha256:{DIGEST}"]')
 @pytest.mark.parametrize(
     ("headers", "query", "kept"),
     [
-        ([f"Authorization: Bearer {THEIRS}"], "", {"authorization": f"Bearer {THEIRS}"}),
-        ([f"X-Api-Key: {THEIRS}"], "", {"x-api-key": THEIRS}),
+        ([f"Authorization: Bearer {THEIRS}"], "", {"Authorization": f"Bearer {THEIRS}"}),
+        ([f"X-Api-Key: {THEIRS}"], "", {"X-Api-Key": THEIRS}),
         (
             [f"Api-Key: {THEIRS}", f"X-Api-Key: {THEIRS}"],
             "",
-            {"api-key": THEIRS, "x-api-key": THEIRS},
+            {"Api-Key": THEIRS, "X-Api-Key": THEIRS},
         ),
         ([], f"?a&key={THEIRS}&b", {}),
     ],
@@ -252,7 +252,7 @@ def test_the_callers_own_provider_key_can_be_who_it_is(
             seen = upstream.requests[0]
             assert seen.target.decode() == "/x" + query
             found = {name.decode(): value.decode() for name, value in seen.headers[1:]}
-            assert found == {"via": "1.1 budget-proxy"} | kept
+            assert found == {"Via": "1.1 budget-proxy"} | kept
 
     asyncio.run(story())
 

@@ -42,11 +42,11 @@ MIB = 1024 * 1024
 Headers = list[tuple[bytes, bytes]]
 
 
-def lowered(upstream: RawUpstream, *pairs: tuple[bytes, bytes]) -> Headers:
-    """What the upstream gets of a request's headers (the library writes names in lower case)."""
+def forwarded(upstream: RawUpstream, *pairs: tuple[bytes, bytes]) -> Headers:
+    """What the upstream gets of a request's headers: as they came, and ours."""
     host = upstream.url.encode().rpartition(b"/")[2]
-    ours = [(b"via", b"1.1 budget-proxy"), (b"authorization", b"Bearer " + OURS.encode())]
-    return [(b"Host", host), *((name.lower(), value) for name, value in pairs), *ours]
+    ours = [(b"Via", b"1.1 budget-proxy"), (b"Authorization", b"Bearer " + OURS.encode())]
+    return [(b"Host", host), *pairs, *ours]
 
 
 def plain(*lines: str, target: str = "/flat/x", method: str = "GET", body: bytes = b"") -> bytes:
@@ -85,7 +85,7 @@ def test_headers_arrive_in_order_with_every_duplicate(tmp_path: Path) -> None:
     async def story() -> None:
         async with fronting(tmp_path, answering(OK)) as (rig, upstream):
             await ask(rig, head + b"\r\n".join(lines) + b"\r\n\r\n")
-            assert upstream.requests[0].headers == lowered(upstream, *sent)
+            assert upstream.requests[0].headers == forwarded(upstream, *sent)
 
     asyncio.run(story())
 
@@ -110,7 +110,7 @@ def test_headers_for_this_hop_and_keys_stay_here(tmp_path: Path, headers: list[s
     async def story() -> None:
         async with fronting(tmp_path, answering(OK)) as (rig, upstream):
             assert (await ask(rig, plain(*headers, "X-Kept: 1"))).status == 200
-            assert upstream.requests[0].headers == lowered(upstream, (b"x-kept", b"1"))
+            assert upstream.requests[0].headers == forwarded(upstream, (b"X-Kept", b"1"))
 
     asyncio.run(story())
 
