@@ -10,17 +10,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
-from msgspec.structs import replace
 
 from budget_proxy import credential
 from budget_proxy.call import Call
 from budget_proxy.core import headers as header_rules
-from budget_proxy.core.estimate import decode_body
 from budget_proxy.core.headers import Index
 from budget_proxy.core.house import House, Service, Upstream
+from budget_proxy.core.reading import Reading
 from budget_proxy.core.refusal import Reason, RefusedError, refuse
 from budget_proxy.core.target import Target, check_host, check_separators, parse_target
 from budget_proxy.core.tariff import Document, Rate, Route
@@ -45,6 +44,10 @@ class Arrival(msgspec.Struct):
     """Without the length of the body, which is each call's own."""
     routes: tuple[tuple[Route, Mapping[str, str]], ...]
     """Those that may cover the request, with their path captures."""
+    reads_body: bool
+    """Whether one of them must see the body."""
+    reading: Reading
+    """How they read it."""
     patience_s: float | None
     """How long the caller lets us wait (`Prefer: wait`)."""
     traceparent: str
@@ -81,6 +84,7 @@ class Arrivals:
     def __init__(self, house: House) -> None:
         self._house = house
         self._known: dict[bytes, Arrival] = {}
+        self._readings: dict[tuple[str, ...], Reading] = {}
 
     def of(self, call: Call) -> Arrival:
         """What follows from a call's first lines. Raises RefusedError."""
@@ -128,11 +132,20 @@ class Arrivals:
             query=inner.fields(),
             headers=headers.without(b"content-length"),
             routes=routes,
+            reads_body=any(route.reads_body for route, _ in routes),
+            reading=self._reading(upstream, tuple(route for route, _ in routes)),
             patience_s=patience(headers),
             traceparent=traceparent,
             retry=retry,
             _forwarded={},
         )
+
+    def _reading(self, upstream: Upstream, routes: tuple[Route, ...]) -> Reading:
+        key = (upstream.name, *(route.name for route in routes))
+        found = self._readings.get(key)
+        if found is None:
+            found = self._readings[key] = Reading(routes)
+        return found
 
 
 _LENGTH = len(b"content-length")
@@ -218,20 +231,13 @@ def _meant(upstream: Upstream, method: str, path: str) -> str | None:
     return None
 
 
-def decoded(document: Document, body: bytes, routes: Sequence[Route], limit: int) -> Document:
-    """The document with its JSON, for a body that decides the price of one of these routes.
-    Raises RefusedError (400)."""
+def decoded(document: Document, body: bytes, reading: Reading, limit: int) -> Document:
+    """The document with its JSON, for a body that decides the price. Raises RefusedError (400)."""
     if not body:
         return document
-    guards = routes[0].guards
-    if len(routes) > 1:
-        guards = tuple(sorted({guard for route in routes for guard in route.guards}))
     coding = document.headers.get("content-encoding", "identity").strip().lower()
     plain = body if coding == "identity" else _inflate(body, coding, limit)
-    json = decode_body(plain, guards)
-    # Names that are spelled with escapes could not be found by looking at the bytes.
-    raw = None if b"\\u" in plain else plain
-    return replace(document, json=json, body_bytes=len(plain), raw=raw)
+    return reading.document(document, plain)
 
 
 def _inflate(body: bytes, coding: str, limit: int) -> bytes:

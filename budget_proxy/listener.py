@@ -171,7 +171,7 @@ class IncomingCall:
         self.headers: Headers = list(request.raw_headers)
         self.has_body = request.body_exists
         self.gone = Departure()
-        self._expects = any(name.lower() == b"expect" for name, _ in self.headers)
+        self._expects = "Expect" in request.headers
 
     def __repr__(self) -> str:
         return f"<call {self.method} {self.target.partition('?')[0]}>"

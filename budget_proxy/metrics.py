@@ -18,24 +18,31 @@ from __future__ import annotations
 
 import logging
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate
 from operator import attrgetter
-from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     GCCollector,
-    Histogram,
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
 )
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
+from prometheus_client.utils import floatToGoString
 
 from budget_proxy.accounts_view import AccountsView, AccountView
 from budget_proxy.core.events import (
@@ -258,7 +265,8 @@ _ANSWERED_HERE = frozenset({"refused", "rejected"})
 _FINAL = frozenset(reason.value for reason, rule in REASONS.items() if rule.should_retry is False)
 _ACTUAL_RULES = frozenset({"actual", "reported"})
 
-_F = TypeVar("_F", Counter, Gauge, Histogram)
+_F = TypeVar("_F")
+_F_co = TypeVar("_F_co", covariant=True)
 _Figure = Callable[[], float]
 
 
@@ -334,17 +342,17 @@ class Metrics:
         self._unknown = self._counter("budget_proxy_unknown_outcomes_total")
         self._retries = self._counter("budget_proxy_retries_after_final_total")
         self._upstream_errors = self._counter("budget_proxy_upstream_errors_total")
-        ratio = self._histogram("budget_proxy_estimate_ratio", _RATIO_BUCKETS)
-        self._ratio = _Children(ratio, _BY_NAME["budget_proxy_estimate_ratio"].labels)
+        self._ratio = self._histogram("budget_proxy_estimate_ratio", _RATIO_BUCKETS)
         stage = self._histogram("budget_proxy_stage_seconds", _SECONDS_BUCKETS)
-        self._observe_stage = {name: stage.labels(name).observe for name in _STAGES}
+        self._observe_stage = {name: stage.of(name).observe for name in _STAGES}
 
     def _register_rest(self, version: str, loaded_at_s: float) -> None:
-        self._wait = self._histogram("budget_proxy_wait_seconds", _SECONDS_BUCKETS)
+        self._wait = self._histogram("budget_proxy_wait_seconds", _SECONDS_BUCKETS).of()
         self._waits = self._counter("budget_proxy_waits_total")
         self._presumed = self._counter("budget_proxy_presumed_holds_total")
         self._reloads = self._counter("budget_proxy_policy_reloads_total")
-        self._invariants = self._counter("budget_proxy_invariant_violations_total").family
+        name = "budget_proxy_invariant_violations_total"
+        self._invariants = Counter(name, _BY_NAME[name].help, registry=self.registry)
         self._loaded_at = self._gauge("budget_proxy_policy_last_reload_timestamp_seconds")
         self._loaded_at.set(loaded_at_s)
         self._gauge("budget_proxy_build_info").labels(version).set(1)
@@ -363,9 +371,10 @@ class Metrics:
         family = _BY_NAME[name]
         return Gauge(name, family.help, family.labels, registry=self.registry)
 
-    def _histogram(self, name: str, buckets: tuple[float, ...]) -> Histogram:
-        family = _BY_NAME[name]
-        return Histogram(name, family.help, family.labels, registry=self.registry, buckets=buckets)
+    def _histogram(self, name: str, buckets: tuple[float, ...]) -> _Children[_Histogram]:
+        distributions = _Distributions(_BY_NAME[name], buckets)
+        self.registry.register(distributions)
+        return _Children(distributions, _BY_NAME[name].labels)
 
     def _call_ended(self, call: CallEnded) -> None:
         self._requests.of(call.upstream, call.service, call.outcome).inc()
@@ -417,14 +426,70 @@ class Metrics:
             self._loaded_at.set(event.at_s)
 
 
+class _Histogram:
+    """One distribution. The library's own costs ten times as much, and a call has five."""
+
+    __slots__ = ("_bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count a value where it belongs: a bucket holds what is at most its bound."""
+        self.counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+
+class _Distributions(Collector):
+    """The histograms of one family."""
+
+    def __init__(self, family: Family, bounds: tuple[float, ...]) -> None:
+        self._family = family
+        self._bounds = bounds
+        self._texts = [*map(floatToGoString, bounds), "+Inf"]
+        self._by_labels: dict[tuple[str, ...], _Histogram] = {}
+
+    def labels(self, *values: str) -> _Histogram:
+        """The distribution of these label values."""
+        return self._by_labels.setdefault(values, _Histogram(self._bounds))
+
+    def describe(self) -> Iterable[Metric]:
+        """The family without a sample."""
+        return [self._empty()]
+
+    def collect(self) -> Iterable[Metric]:
+        """Every distribution, its buckets added up."""
+        metric = self._empty()
+        for values, histogram in list(self._by_labels.items()):
+            buckets = list(zip(self._texts, accumulate(histogram.counts), strict=True))
+            metric.add_metric(values, buckets, histogram.total)
+        return [metric]
+
+    def _empty(self) -> HistogramMetricFamily:
+        return HistogramMetricFamily(
+            self._family.name, self._family.help, labels=self._family.labels
+        )
+
+
+class _Parent(Protocol[_F_co]):
+    """Who makes the children of a family."""
+
+    def labels(self, *values: str) -> _F_co:
+        """The child of these label values."""
+
+
 class _Children(Generic[_F]):
     """The children of one labelled family, found by one dict lookup, and not more than a bound.
 
     The library's own `labels()` costs three times an increment and keeps every child for ever.
     """
 
-    def __init__(self, family: _F, labels: tuple[str, ...], bound: int = MAX_CHILDREN) -> None:
-        self.family: _F = family
+    def __init__(
+        self, family: _Parent[_F], labels: tuple[str, ...], bound: int = MAX_CHILDREN
+    ) -> None:
+        self._family = family
         self._folds = tuple(label in _OPEN_LABELS for label in labels)
         self._bound = bound
         self._kept: dict[tuple[str, ...], _F] = {}
@@ -438,7 +503,7 @@ class _Children(Generic[_F]):
         if len(self._kept) >= self._bound:
             values = self._folded(values)
         if values not in self._kept:
-            self._kept[values] = self.family.labels(*map(_clean, values))
+            self._kept[values] = self._family.labels(*map(_clean, values))
         return self._kept[values]
 
     def _folded(self, values: tuple[str, ...]) -> tuple[str, ...]:

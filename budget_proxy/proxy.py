@@ -159,14 +159,13 @@ class Proxy:
         self, call: Call, house: House, arrived: Arrival
     ) -> tuple[Route, Document, bytes | None]:
         """The route that covers the request, and its body if that decides anything."""
-        routes = [route for route, _ in arrived.routes]
         document = Document(query=arrived.query, headers=arrived.headers)
         body = None
-        if any(route.reads_body for route in routes):
+        if arrived.reads_body:
             body = await self._read_body(call, house)
         try:
             if body:
-                document = arrival.decoded(document, body, routes, house.limits.max_body)
+                document = arrival.decoded(document, body, arrived.reading, house.limits.max_body)
             for route, captures in arrived.routes:
                 if not route.tests or all(test.holds(document) for test in route.tests):
                     if captures:
@@ -208,7 +207,8 @@ class Proxy:
     ) -> Order:
         upstream, service = arrived.upstream, arrived.service
         editable = None if arrived.compressed else body
-        priced = estimate(route, upstream, document, editable or None, self._clock())
+        asked = arrived.reading.narrow(route, document.names)
+        priced = estimate(asked, upstream, document, editable or None, self._clock())
         model = priced.model or (model_of(route, document) if route.model and body else "")
         facts = Facts(upstream.name, service.name, route.name, model, service.labels)
         legs = self._binding.legs(facts, document, priced.amounts, self._admits)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from msgspec.structs import replace
 
 from budget_proxy.arrival import decoded
 from budget_proxy.catalogue import Catalogue
@@ -19,6 +20,7 @@ from budget_proxy.core.estimate import Estimate, estimate
 from budget_proxy.core.headers import by_name
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.meter import Figures, Meter, meter_for
+from budget_proxy.core.reading import Reading
 from budget_proxy.core.refusal import Reason, Refusal, RefusedError
 from budget_proxy.core.tariff import Document, Rate, Route
 from budget_proxy.policy import load
@@ -69,8 +71,14 @@ def priced(
     """The ceiling of a call with this body; not `editable`: as one that came compressed."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     found = route_of(upstream, route)
-    document = decoded(Document(), data, [found], len(data))
-    return estimate(found, upstream, document, data if editable else None, now_s)
+    reading = Reading([found])
+    document = decoded(Document(), data, reading, len(data))
+    body = data if editable else None
+    narrow = reading.narrow(found, document.names)
+    answer = estimate(narrow, upstream, document, body, now_s)
+    # What is left out of a route for want of its names changes nothing.
+    assert answer == estimate(found, upstream, replace(document, names=None), body, now_s)
+    return answer
 
 
 def refused(

@@ -17,7 +17,6 @@ PACKAGE = ROOT / "budget_proxy"
 
 ROOMS = {
     "aiohttp": ("listener", "upstream", "admin", "app", "sandbox."),
-    "multidict": ("listener", "upstream"),
     "yarl": ("upstream",),
     "prometheus_client": ("metrics",),
     "yaml": ("policy.nodes",),
@@ -175,7 +174,7 @@ def test_every_library_is_known_and_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     lines = [*project["dependencies"], *project["optional-dependencies"]["speed"]]
     declared = {re.split(r"[^\w-]", line)[0].lower().replace("-", "_") for line in lines}
-    brought = {"multidict", "yarl", "pydantic_core"}  # by aiohttp and pydantic, as their types
+    brought = {"yarl", "pydantic_core"}  # by aiohttp and pydantic, as their types
     known_as = {"pyyaml": "yaml"}
     unused = {known_as.get(name, name) for name in declared} - foreign - {"tzdata"}
     assert unused == set(), "declared, and imported nowhere"

@@ -320,7 +320,7 @@ FAULTS = {
         "account.spent = saturated(account.spent + actual)",
         "account.spent = saturated(account.spent - actual)",
     ),
-    "settling does not give the hold back": ("account.held -= leg.amount", "pass"),
+    "settling does not give the hold back": ("account.held -= held", "pass"),
     "what others hold is forgotten": (
         "if account.spent + account.held + leg.amount <= leg.limit:",
         "if account.spent + leg.amount <= leg.limit:",
@@ -355,7 +355,7 @@ FAULTS = {
         "return operation.amounts.get(unit, held)",
         "return min(held, operation.amounts.get(unit, held))",
     ),
-    "an overrun is not said": ("if actual > leg.amount:", "if False:"),
+    "an overrun is not said": ("if actual > held:", "if False:"),
     "a unit without a figure is free": ("amounts.get(unit, held)", "amounts.get(unit, 0)"),
     "a presumed hold is free": (
         "if isinstance(operation, Presume):\n        return held",

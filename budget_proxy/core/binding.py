@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from budget_proxy.core.book import Leg
 from budget_proxy.core.budget import (
@@ -21,21 +22,34 @@ Roster = Callable[[Budget, str], bool]
 """Whether a payer that a caller named may (still) be a payer of a budget."""
 
 
+class _Bound(NamedTuple):
+    """A budget that binds a kind of call, and its payer where the facts alone name one."""
+
+    budget: Budget
+    payer: str | None
+    limit: int
+    enforced: bool
+
+
 class Binding:
     """The budgets of a policy, remembered per kind of call."""
 
     def __init__(self, budgets: tuple[Budget, ...]) -> None:
         self.budgets: Mapping[str, Budget] = {budget.name: budget for budget in budgets}
-        self._by_facts: dict[tuple[str, str, str, str], tuple[Budget, ...]] = {}
+        self._by_facts: dict[tuple[str, str, str, str], tuple[_Bound, ...]] = {}
 
     def of(self, facts: Facts) -> tuple[Budget, ...]:
         """The budgets that bind a call, in the policy's order."""
+        return tuple(bound.budget for bound in self._bound(facts))
+
+    def _bound(self, facts: Facts) -> tuple[_Bound, ...]:
         key = (facts.upstream, facts.service, facts.route, facts.model)
         found = self._by_facts.get(key)
         if found is None:
             if len(self._by_facts) >= MAX_CACHED:
                 self._by_facts.clear()
-            found = tuple(budget for budget in self.budgets.values() if budget.binds(facts))
+            budgets = [budget for budget in self.budgets.values() if budget.binds(facts)]
+            found = tuple(_bound(budget, facts) for budget in budgets)
             self._by_facts[key] = found
         return found
 
@@ -50,17 +64,29 @@ class Binding:
         touched. Raises RefusedError (403) where a budget insists on a payer that is not named.
         """
         legs = []
-        for budget in self.of(facts):
+        for budget, known, known_limit, enforced in self._bound(facts):
             amount = amounts.get(budget.unit)
             if not amount:
                 continue
-            payer = payer_of(budget, facts, document, admits) if budget.for_each else EVERYONE
+            payer, limit = known, known_limit
             if payer is None:
-                continue
-            enforced = budget.on_shortfall != "report"
-            limit = budget.limits.get(payer, budget.limit)
+                payer = payer_of(budget, facts, document, admits)
+                if payer is None:
+                    continue
+                limit = budget.limit_for(payer)
             legs.append(Leg(budget.name, payer, budget.unit, budget.span, limit, amount, enforced))
         return tuple(legs)
+
+
+def _bound(budget: Budget, facts: Facts) -> _Bound:
+    named = [None if part.kind != "fact" else facts.get(part.name) for part in budget.for_each]
+    payer = None
+    if not budget.for_each:
+        payer = EVERYONE
+    elif all(named):
+        payer = "|".join(filter(None, named))
+    limit = budget.limit if payer is None else budget.limit_for(payer)
+    return _Bound(budget, payer, limit, budget.on_shortfall != "report")
 
 
 def payer_of(budget: Budget, facts: Facts, document: Document, admits: Roster) -> str | None:

@@ -257,14 +257,15 @@ class Page:
 def keys_of(operation: Operation, holds: Mapping[str, OpenHold], now_s: float) -> Iterable[Key]:
     """The accounts an operation needs on the page, once the holds it names are there."""
     if isinstance(operation, Hold):
-        for leg in operation.legs:
-            if leg.span.per != "request":
-                yield Key(leg.budget, leg.payer, leg.span.at(now_s).key)
-    elif isinstance(operation, Adjust):
-        yield Key(operation.budget, operation.payer, operation.span.at(now_s).key)
-    elif (hold := holds.get(operation.id)) is not None:
-        for held in hold.legs:
-            yield held.key
+        return [
+            Key(leg.budget, leg.payer, leg.span.at(now_s).key)
+            for leg in operation.legs
+            if leg.span.per != "request"
+        ]
+    if isinstance(operation, Adjust):
+        return [Key(operation.budget, operation.payer, operation.span.at(now_s).key)]
+    hold = holds.get(operation.id)
+    return [] if hold is None else [held.key for held in hold.legs]
 
 
 def late_keys(operation: Operation, ended: Mapping[str, Entry]) -> Iterable[Key]:
@@ -376,15 +377,16 @@ def _end(
         return _end_again(hold_id, page, now_s, rule, operation)
     legs: list[EntryLeg] = []
     overruns: list[Overrun] = []
-    for leg in hold.legs:
-        actual = _actual(leg.unit, leg.amount, operation)
-        account = page.accounts[leg.key]
-        account.held -= leg.amount
+    for budget, payer, window, unit, held in hold.legs:
+        actual = _actual(unit, held, operation)
+        key = Key(budget, payer, window)
+        account = page.accounts[key]
+        account.held -= held
         account.spent = saturated(account.spent + actual)
-        page.touched.add(leg.key)
-        legs.append(EntryLeg(*leg.key, leg.unit, leg.amount, actual))
-        if actual > leg.amount:
-            overruns.append(Overrun(leg.budget, leg.payer, leg.unit, actual - leg.amount))
+        page.touched.add(key)
+        legs.append(EntryLeg(budget, payer, window, unit, held, actual))
+        if actual > held:
+            overruns.append(Overrun(budget, payer, unit, actual - held))
     del page.holds[hold_id]
     if page.opened.pop(hold_id, None) is None:
         page.closed.add(hold_id)

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.money import MAX_AMOUNT, ceil_div, show
 from budget_proxy.core.refusal import Reason, refuse
-from budget_proxy.core.spans import DuplicateError, check_guarded, put
+from budget_proxy.core.spans import put
 from budget_proxy.core.tariff import (
     MAX_QUANTITY,
     MILLION,
@@ -36,7 +36,6 @@ from budget_proxy.core.tariff import (
 
 OUTPUT = "output_tokens"
 MAX_MODEL_LENGTH = 200
-_decode = msgspec.json.Decoder().decode
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -62,27 +61,6 @@ class Estimate(msgspec.Struct, frozen=True):
     """By unit, what the amounts were multiplied by, in permille (`learned`)."""
 
 
-def decode_body(body: bytes, guards: tuple[str, ...]) -> dict[str, Any]:
-    """The JSON object a priced body must be. Raises RefusedError (400)."""
-    try:
-        decoded = _decode(body)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise refuse(
-            Reason.BAD_REQUEST, f"The body is not JSON that can be priced: {error}."
-        ) from error
-    if not isinstance(decoded, dict):
-        raise refuse(Reason.BAD_REQUEST, "The body must be a JSON object to be priced.")
-    try:
-        check_guarded(body, guards)
-    except DuplicateError as error:
-        raise refuse(
-            Reason.BAD_REQUEST,
-            f"The body is ambiguous: {error}. Send each field once, spelled as documented.",
-            param=error.field,
-        ) from error
-    return decoded
-
-
 def model_of(route: Route, document: Document) -> str:
     """The model a request names; empty where the route has none. Raises RefusedError (400)."""
     if route.model is None:
@@ -96,7 +74,8 @@ def model_of(route: Route, document: Document) -> str:
 def estimate(
     route: Route, upstream: Upstream, document: Document, body: bytes | None, now_s: float
 ) -> Estimate:
-    """The ceiling of a request. `body` as it came, already decoded into `document`.
+    """The ceiling of a request. `body` as it came, already decoded into `document`; of the route
+    what can matter for it is enough.
 
     Raises RefusedError: 400 for figures that are none, 402 without a price or a bound.
     """
@@ -113,7 +92,7 @@ def _estimate(
     tier = (route.tier.text(document) if route.tier else None) or ""
     rates = _rates(route, upstream, model, tier, now_s)
     parts = find_parts(route, document.json)
-    unbounded = _unbounded(route, document)
+    unbounded = [rule for rule in route.unbounded if rule.test.holds(document)]
     bounded = _check_bounds(upstream, unbounded, parts)
     limit = 0
     if route.output is not None:
@@ -175,14 +154,6 @@ def _rates(route: Route, upstream: Upstream, model: str, tier: str, now_s: float
             param="model",
         )
     return rates
-
-
-def _unbounded(route: Route, document: Document) -> list[Unbounded]:
-    """The forms without a bound that a request has."""
-    raw = document.raw
-    if raw is None:
-        return [rule for rule in route.unbounded if rule.test.holds(document)]
-    return [r for r in route.unbounded if r.test.needle in raw and r.test.holds(document)]
 
 
 def _check_bounds(

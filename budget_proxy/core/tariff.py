@@ -44,8 +44,9 @@ class Document(msgspec.Struct, frozen=True):
     query: Mapping[str, str] = {}
     headers: Index = NO_HEADERS
     captures: Mapping[str, str] = {}
-    raw: bytes | None = None
-    """The body's bytes, where a member that is not named in them is surely not in the JSON."""
+    names: frozenset[bytes] | None = None
+    """Of the names that are asked for (`needle_of`) those that stand in the body's bytes: another
+    is surely no member in the JSON. None: nobody looked."""
 
 
 def walk(value: Any, path: Path) -> Iterator[Any]:
@@ -114,9 +115,21 @@ class Place:
         return self.name if self.kind == "json" else f"{self.kind} {self.name}"
 
 
+@lru_cache(maxsize=1024)
 def json_place(dotted: str) -> Place:
     """A JSON place from its dotted path."""
     return Place("json", dotted, tuple(dotted.split(".")))
+
+
+def needle_of(place: Place) -> bytes:
+    """Bytes without which a JSON body surely has nothing at the place; empty if there are none."""
+    named = [step for step in place.steps if step != "*"]
+    # A name with one of these has more than one spelling.
+    plain = place.kind == "json" and named and named[-1].isascii() and not set(named[-1]) & _ODD
+    return f'"{named[-1]}"'.encode() if plain else b""
+
+
+_ODD = frozenset('"\\/')
 
 
 class Source(Protocol):
@@ -323,15 +336,12 @@ class Test:
     """Bytes without which a body surely has nothing at the place."""
 
     def __post_init__(self) -> None:
-        named = [step for step in self.place.steps if step != "*"]
-        # A name with one of these has more than one spelling.
-        plain = self.place.kind == "json" and named and not set(named[-1]) & set('"\\/')
-        object.__setattr__(self, "needle", f'"{named[-1]}"'.encode() if plain else b"")
+        object.__setattr__(self, "needle", needle_of(self.place))
 
     def holds(self, document: Document) -> bool:
         """Whether any value at the place says yes; false, "" and [] count as absent. {} does not:
         it turns on an option with nothing but its defaults."""
-        if document.raw is not None and self.needle not in document.raw:
+        if document.names is not None and self.needle and self.needle not in document.names:
             return False
         if self.place.kind == "json" and (
             type(document.json) is not dict or self.place.steps[0] not in document.json
@@ -496,6 +506,8 @@ class Route:
     """Statuses the provider surely does not bill."""
     total_of: tuple[str, ...] = ()
     """Quantities whose sum is `tokens`."""
+    ruled_out: frozenset[str] = frozenset()
+    """Variants that surely do not occur (see `reading`)."""
     pattern: re.Pattern[str] = field(init=False, compare=False)
     part_by_type: Mapping[str, Part] = field(init=False, compare=False)
     variants: Mapping[str, tuple[Quantity, ...]] = field(init=False, compare=False)
@@ -533,8 +545,9 @@ class Route:
         fill("pattern", compile_template(self.template))
         fill("literal", "{" not in self.template and not self.template.endswith("/**"))
         fill("part_by_type", {kind: part for part in self.parts for kind in part.types})
-        of = {quantity.of for quantity in self.quantities if quantity.of is not None}
-        fill("variants", {name: tuple(q for q in self.quantities if q.of == name) for name in of})
+        may_be = [q for q in self.quantities if q.of and q.name not in self.ruled_out]
+        of = {quantity.of for quantity in may_be if quantity.of is not None}
+        fill("variants", {name: tuple(q for q in may_be if q.of == name) for name in of})
         alone = {quantity.name for quantity in self.quantities if quantity.of is None}
         fill("must_have_price", frozenset(alone & set(self.total_of)))
         output = {"output_tokens", *(q.name for q in self.quantities if q.of == "output_tokens")}
@@ -543,11 +556,11 @@ class Route:
         named = [*self.answer_model, *self.answer_tier]
         fill("figure_heads", heads)
         fill("answer_heads", heads | {place.steps[0] for place in named if place.kind == "json"})
-        depends = any(quantity.possible for quantity in self.quantities)
+        depends = any(quantity.possible for quantity in may_be)
         names = {name: tuple(q.name for q in found) for name, found in self.variants.items()}
         fill("variant_names", {} if depends else names)
         fill("_by_answers", {})
-        fill("possibles", tuple({q.possible: None for q in self.quantities if q.possible}))
+        fill("possibles", tuple({q.possible: None for q in may_be if q.possible}))
         same = {q.name: q.before.value for q in self.quantities if type(q.before) is Constant}
         fill("constants", same)
         fill("measured", tuple(q for q in self.quantities if q.name not in same))

@@ -31,6 +31,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,6 +56,8 @@ APPLICATION_ID = 0x62707879  # "bpxy"
 SCHEMA_VERSION = 1
 LOCK_WAIT_S = 2.0
 """How long to wait for another process's write (the command line's corrections are short)."""
+MAX_REMEMBERED = 50_000
+"""Accounts and holds kept in memory, each."""
 MOUNTS = Path("/proc/self/mountinfo")
 NETWORK_FILE_SYSTEMS = frozenset(
     (
@@ -112,6 +115,7 @@ class SqliteLedger:
         self._file = (0, 0)
         """Device and inode of what is open."""
         self._patience_s = 0.0
+        self._memory = _Memory()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
         self._turn = asyncio.Lock()
@@ -402,10 +406,12 @@ class SqliteLedger:
         """The transaction but for its beginning and end; and whether there is anything to keep."""
         assert self._db is not None, "a transaction is open"
         db, now_s = self._db, self._clock()
-        page = _load(db, batch, now_s)
+        self._memory.check(db)
+        page = _load(db, self._memory, batch, now_s)
         outcomes = [book.apply(operation, page, now_s) for operation in batch]
         if page.is_changed:
             _save(db, page)
+            self._memory.keep(page)
         return outcomes, page.is_changed
 
     def _forget(self) -> None:
@@ -424,6 +430,7 @@ class SqliteLedger:
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
             self._db = None
+        self._memory = _Memory()
 
     def _save_budgets(self, rows: list[BudgetRow]) -> None:
         with self._write_lock():
@@ -493,22 +500,63 @@ class SqliteLedger:
         return [BudgetRow(*row) for row in self._rows("SELECT name, shape FROM budgets")]
 
 
-def _load(db: sqlite3.Connection, batch: Sequence[Operation], now_s: float) -> Page:
-    """The page of a batch, in three statements however long it is."""
+@dataclass(slots=True)
+class _Memory:
+    """What the connection has read and written, as long as nobody else writes."""
+
+    version: int = -1
+    """`PRAGMA data_version`: another one after a commit of any other connection."""
+    accounts: dict[Key, Account] = field(default_factory=dict)
+    holds: dict[str, OpenHold] = field(default_factory=dict)
+
+    def check(self, db: sqlite3.Connection) -> None:
+        """Forget what may be old, or is too much. Only inside a write transaction."""
+        version = db.execute("PRAGMA data_version").fetchone()[0]
+        if version != self.version or len(self.accounts) > MAX_REMEMBERED:
+            self.accounts.clear()
+        if version != self.version or len(self.holds) > MAX_REMEMBERED:
+            self.holds.clear()
+        self.version = version
+
+    def keep(self, page: Page) -> None:
+        """A page was saved."""
+        self.accounts.update((key, page.accounts[key]) for key in page.touched)
+        self.holds.update(page.opened)
+        for hold_id in page.closed:
+            self.holds.pop(hold_id, None)
+
+
+def _load(
+    db: sqlite3.Connection, memory: _Memory, batch: Sequence[Operation], now_s: float
+) -> Page:
+    """The page of a batch: from memory, and in three statements at most."""
     page = Page()
-    named = {operation.id for operation in batch}
-    page.holds = {row[0]: _hold(row) for row in db.execute(_LOAD_HOLDS, (_encode(named),))}
-    rest = named - page.holds.keys()
-    if rest:
-        page.ended = {row[0]: _entry(row) for row in db.execute(_LOAD_ENTRIES, (_encode(rest),))}
-    wanted: set[Key] = set()
+    unknown = set()
     for operation in batch:
-        wanted.update(book.keys_of(operation, page.holds, now_s))
+        hold = memory.holds.get(operation.id)
+        if hold is None:
+            unknown.add(operation.id)
+        else:
+            page.holds[hold.id] = hold
+    if unknown:
+        ids = _encode(unknown)
+        page.holds.update((row[0], _hold(row)) for row in db.execute(_LOAD_HOLDS, (ids,)))
+        page.ended = {row[0]: _entry(row) for row in db.execute(_LOAD_ENTRIES, (ids,))}
+    missing: set[Key] = set()
+    for operation in batch:
+        keys = book.keys_of(operation, page.holds, now_s)
         if page.ended:
-            wanted.update(book.late_keys(operation, page.ended))
-    for row in db.execute(_LOAD_ACCOUNTS, (_encode(wanted),)):
-        account = _account(row)
-        page.accounts[account.key] = account
+            keys = [*keys, *book.late_keys(operation, page.ended)]
+        for key in keys:
+            account = memory.accounts.get(key)
+            if account is None:
+                missing.add(key)
+            else:
+                page.accounts[key] = account
+    if missing:
+        for row in db.execute(_LOAD_ACCOUNTS, (_encode(missing),)):
+            account = _account(row)
+            page.accounts[account.key] = account
     return page
 
 

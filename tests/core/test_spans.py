@@ -166,10 +166,9 @@ GUARDS = ("model", "n", "stream_options.include_usage", "max_tokens")
 )
 def test_a_guarded_field_has_one_spelling(body: str, field: str) -> None:
     json.loads(body)
-    for longer in ("", " " * spans.CHEAP_BYTES):
-        with pytest.raises(DuplicateError) as caught:
-            check_guarded((body + longer).encode(), GUARDS)
-        assert caught.value.field == field
+    with pytest.raises(DuplicateError) as caught:
+        check_guarded(body.encode(), GUARDS)
+    assert caught.value.field == field
 
 
 @pytest.mark.parametrize("name", ["a/b", 'a"b', "a\\b", "ä"])
@@ -197,7 +196,6 @@ def test_a_guard_may_have_a_name_with_several_spellings(name: str) -> None:
 )
 def test_what_is_not_guarded_may_be_as_it_is(body: str) -> None:
     check_guarded(body.encode(), GUARDS)
-    check_guarded((body + " " * spans.CHEAP_BYTES).encode(), GUARDS)
 
 
 def test_depth_costs_no_stack() -> None:
