@@ -366,8 +366,8 @@ FAULTS = {
         "refused = shortfalls",
     ),
     "one account that fits is enough": (
-        "    if refused:\n",
-        "    if refused and len(refused) == len(operation.legs):\n",
+        "    refused = _refused(shortfalls)\n    if refused is not None:",
+        "    refused = _refused(shortfalls)\n    if len(shortfalls) == len(operation.legs):",
     ),
     "a correction makes less than nothing": (
         "max(operation.amount, -account.spent)",

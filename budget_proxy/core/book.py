@@ -14,7 +14,7 @@ Windows are looked up here, with the ledger's clock, inside the store's transact
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -296,14 +296,10 @@ def _hold(operation: Hold, page: Page, now_s: float) -> Outcome:
     if operation.id in page.ended:
         return AlreadyEnded(page.ended[operation.id].kind)
     accounts = [_account(leg, page, now_s) for leg in operation.legs]
-    shortfalls = [
-        shortfall
-        for leg, account in zip(operation.legs, accounts, strict=True)
-        if (shortfall := _shortfall(leg, account)) is not None
-    ]
-    refused = [shortfall for shortfall in shortfalls if shortfall.enforced]
-    if refused:
-        return Short(tuple(sorted(refused, key=_hardness)))
+    shortfalls = _shortfalls(operation, accounts)
+    refused = _refused(shortfalls)
+    if refused is not None:
+        return refused
     held = []
     for leg, account in zip(operation.legs, accounts, strict=True):
         if account.key.window == REQUEST.key:
@@ -318,6 +314,25 @@ def _hold(operation: Hold, page: Page, now_s: float) -> Outcome:
     hold = OpenHold(operation.id, operation.owner, now_s, deadline_s, tuple(held), operation.about)
     page.holds[hold.id] = page.opened[hold.id] = hold
     return Held(hold.id, tuple(shortfalls))
+
+
+def refusal_of(operation: Hold, page: Page, now_s: float) -> Short | None:
+    """What a fresh hold would be answered if it does not fit; None if it does. Takes nothing."""
+    accounts = [_account(leg, page, now_s) for leg in operation.legs]
+    return _refused(_shortfalls(operation, accounts))
+
+
+def _shortfalls(operation: Hold, accounts: Sequence[Account]) -> list[Shortfall]:
+    return [
+        shortfall
+        for leg, account in zip(operation.legs, accounts, strict=True)
+        if (shortfall := _shortfall(leg, account)) is not None
+    ]
+
+
+def _refused(shortfalls: Sequence[Shortfall]) -> Short | None:
+    refused = [shortfall for shortfall in shortfalls if shortfall.enforced]
+    return Short(tuple(sorted(refused, key=_hardness))) if refused else None
 
 
 def _account(leg: Leg, page: Page, now_s: float) -> Account:

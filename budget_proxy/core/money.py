@@ -69,6 +69,7 @@ def parse_price(text: str) -> tuple[int, int, str]:
     return nanos, _COUNTS.get(count, 1_000_000), currency
 
 
+@lru_cache(maxsize=4096)
 def exact(amount: int, unit: str) -> str:
     """The amount as an exact decimal string without trailing zeros: `0.0042`."""
     scale = scale_of(unit)

@@ -9,15 +9,23 @@ from __future__ import annotations
 import json
 import re
 
+import msgspec
+
 _NOT_TOKEN = re.compile(r"[^A-Za-z0-9._~-]")
 _NOT_VISIBLE = re.compile(r"[^ -~]")
 _JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_encode = msgspec.json.Encoder().encode
 MAX_HEADER = 200
 
 
 def json_bytes(value: dict[str, object]) -> bytes:
     """One line of ASCII JSON."""
-    return _JSON.encode(value).encode("ascii")
+    try:
+        data = _encode(value)
+    except UnicodeEncodeError:  # half a surrogate pair
+        data = b"\xff"
+    # Nearly always it is; what is not, the slower encoder escapes.
+    return data if data.isascii() else _JSON.encode(value).encode("ascii")
 
 
 def sse_event(data: bytes, *, name: str = "") -> bytes:

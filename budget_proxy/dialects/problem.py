@@ -6,6 +6,7 @@ Figures are exact decimal strings, never JSON numbers: a client may read those a
 
 from __future__ import annotations
 
+import re
 from uuid import UUID
 
 from budget_proxy.core.money import exact
@@ -13,6 +14,7 @@ from budget_proxy.core.refusal import Shortfall
 from budget_proxy.dialects.encoding import json_bytes, scalar, sse_event, token
 from budget_proxy.dialects.wording import Worded, enforced, utc
 
+_CANONICAL = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TYPE_PREFIX = "urn:budget-proxy:problem:"
 REQUEST_ID_HEADER = b"x-request-id"
 
@@ -51,6 +53,8 @@ def stream_event(worded: Worded) -> bytes:
 
 
 def _instance(request_id: str) -> str:
+    if _CANONICAL.fullmatch(request_id):
+        return f"urn:uuid:{request_id}"
     try:
         return f"urn:uuid:{UUID(request_id)}"
     except ValueError:

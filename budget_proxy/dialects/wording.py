@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from budget_proxy.core.budget import EVERYONE, SHARED_PAYER
@@ -67,6 +68,7 @@ def enforced(refusal: Refusal) -> tuple[Shortfall, ...]:
     return tuple(shortfall for shortfall in refusal.shortfalls if shortfall.enforced)
 
 
+@lru_cache(maxsize=1024)
 def utc(instant_s: int) -> str:
     """An instant as RFC 3339 text."""
     return f"{datetime.fromtimestamp(instant_s, UTC):%Y-%m-%dT%H:%M:%SZ}"

@@ -116,6 +116,8 @@ class SqliteLedger:
         """Device and inode of what is open."""
         self._patience_s = 0.0
         self._memory = _Memory()
+        self._refusing = False
+        """Whether the last commit had nothing but holds that did not fit."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
         self._turn = asyncio.Lock()
@@ -178,6 +180,9 @@ class SqliteLedger:
         async with self._turn:
             if self._lock_file is None:
                 raise LedgerDownError(f"{self._path} is closed")
+            refused = self._refused_at_a_glance(batch)
+            if refused is not None:
+                return refused
             await self._take_lock()
             try:
                 if not self._begin():
@@ -187,6 +192,7 @@ class SqliteLedger:
                     await self._in_thread(self._sync)
                 else:
                     self._forget()
+                self._refusing = not changed
             except (sqlite3.Error, OSError) as failure:
                 self._undo()
                 raise LedgerDownError(f"{self._path}: {failure}") from failure
@@ -402,6 +408,22 @@ class SqliteLedger:
         self._wait_at_most(LOCK_WAIT_S)
         self._db.execute("BEGIN IMMEDIATE")
 
+    def _refused_at_a_glance(self, batch: Sequence[Operation]) -> Sequence[Outcome] | None:
+        """The answers to holds none of which fits, as far as memory is enough to tell: no lock, no
+        transaction. None: not so, or nobody knows. Tried only while holds are being refused."""
+        if not self._refusing or self._db is None:
+            return None
+        self._refusing = False
+        try:
+            self._connection()
+            if not self._memory.is_current(self._db):
+                return None
+            refused = _refused(self._db, self._memory, batch, self._clock())
+        except (sqlite3.Error, OSError):
+            return None  # whoever writes finds out
+        self._refusing = refused is not None
+        return refused
+
     def _apply(self, batch: Sequence[Operation]) -> tuple[list[Outcome], bool]:
         """The transaction but for its beginning and end; and whether there is anything to keep."""
         assert self._db is not None, "a transaction is open"
@@ -507,13 +529,20 @@ class _Memory:
     version: int = -1
     """`PRAGMA data_version`: another one after a commit of any other connection."""
     accounts: dict[Key, Account] = field(default_factory=dict)
+    absent: set[Key] = field(default_factory=set)
+    """Accounts that nobody has opened yet."""
     holds: dict[str, OpenHold] = field(default_factory=dict)
+
+    def is_current(self, db: sqlite3.Connection) -> bool:
+        """Whether nobody else has written since."""
+        return bool(db.execute("PRAGMA data_version").fetchone()[0] == self.version)
 
     def check(self, db: sqlite3.Connection) -> None:
         """Forget what may be old, or is too much. Only inside a write transaction."""
         version = db.execute("PRAGMA data_version").fetchone()[0]
-        if version != self.version or len(self.accounts) > MAX_REMEMBERED:
+        if version != self.version or len(self.accounts) + len(self.absent) > MAX_REMEMBERED:
             self.accounts.clear()
+            self.absent.clear()
         if version != self.version or len(self.holds) > MAX_REMEMBERED:
             self.holds.clear()
         self.version = version
@@ -521,9 +550,31 @@ class _Memory:
     def keep(self, page: Page) -> None:
         """A page was saved."""
         self.accounts.update((key, page.accounts[key]) for key in page.touched)
+        self.absent -= page.touched
         self.holds.update(page.opened)
         for hold_id in page.closed:
             self.holds.pop(hold_id, None)
+
+
+def _refused(
+    db: sqlite3.Connection, memory: _Memory, batch: Sequence[Operation], now_s: float
+) -> list[Outcome] | None:
+    """See `SqliteLedger._refused_at_a_glance`."""
+    page = Page(accounts=memory.accounts)
+    refused: list[Outcome] = []
+    for operation in batch:
+        if not isinstance(operation, book.Hold) or operation.id in memory.holds:
+            return None
+        keys = book.keys_of(operation, {}, now_s)
+        if any(key not in memory.accounts and key not in memory.absent for key in keys):
+            return None
+        answer = book.refusal_of(operation, page, now_s)
+        if answer is None:
+            return None
+        refused.append(answer)
+    ids = _encode([operation.id for operation in batch])
+    known = db.execute(_LOAD_ENTRIES, (ids,)).fetchone()
+    return refused if known is None else None
 
 
 def _load(
@@ -549,14 +600,15 @@ def _load(
             keys = [*keys, *book.late_keys(operation, page.ended)]
         for key in keys:
             account = memory.accounts.get(key)
-            if account is None:
-                missing.add(key)
-            else:
+            if account is not None:
                 page.accounts[key] = account
+            elif key not in memory.absent:
+                missing.add(key)
     if missing:
         for row in db.execute(_LOAD_ACCOUNTS, (_encode(missing),)):
             account = _account(row)
-            page.accounts[account.key] = account
+            page.accounts[account.key] = memory.accounts[account.key] = account
+        memory.absent |= missing - page.accounts.keys()
     return page
 
 
