@@ -129,7 +129,9 @@ class Admission:
         return Wait(now_s + most_s, frozenset(shared)) if most_s > 0 else None
 
     async def _try(self, hold: Hold) -> Held | Short | Refusal:
-        answer = self._ledger.commit(hold)
+        answer = self._ledger.hold(hold)
+        if isinstance(answer, Short):
+            return answer
         try:
             return _taken(await answer)
         except LedgerDownError:

@@ -229,6 +229,7 @@ class Proxy:
             legs=order.legs,
             lifetime_s=order.upstream.timeouts.total_s + order.upstream.drain_s + HOLD_GRACE_S,
             about=about_call(order.upstream, order.service, order.route, order.estimate),
+            fresh=True,
         )
         answer, waited_s = await self._admission.admit(
             Request(

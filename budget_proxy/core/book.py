@@ -144,13 +144,15 @@ class Entry(NamedTuple):
 
 
 class Hold(msgspec.Struct, frozen=True):
-    """Set amounts aside for a call. `lifetime_s`: after it the hold is presumed spent."""
+    """Set amounts aside for a call. `lifetime_s`: after it the hold is presumed spent. `fresh`: its
+    id was made just now and given to nobody before, so a store need not look for it."""
 
     id: str
     owner: str
     legs: tuple[Leg, ...]
     lifetime_s: float
     about: bytes = b"{}"
+    fresh: bool = False
 
 
 class Settle(msgspec.Struct, frozen=True):

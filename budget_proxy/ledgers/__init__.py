@@ -9,7 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from budget_proxy.core.book import AccountState, Entry, OpenHold, Operation, Outcome
+from budget_proxy.core.book import (
+    AccountState,
+    Entry,
+    Hold,
+    OpenHold,
+    Operation,
+    Outcome,
+    Short,
+)
 
 Clock = Callable[[], float]
 """Epoch seconds."""
@@ -37,6 +45,10 @@ class Ledger(Protocol):
 
     async def commit(self, batch: Sequence[Operation]) -> Sequence[Outcome]:
         """Apply the operations in order in one durable transaction. Raises LedgerDownError."""
+
+    def glance(self, hold: Hold) -> Short | None:
+        """The refusal of a fresh hold that surely does not fit, if that can be told at once and
+        without waiting for anything; else None."""
 
     async def accounts(self) -> list[AccountState]:
         """The accounts whose window is open now. Raises LedgerDownError."""

@@ -15,7 +15,16 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from budget_proxy.core.book import AlreadyEnded, Ended, Held, Hold, Operation, Outcome, Release
+from budget_proxy.core.book import (
+    AlreadyEnded,
+    Ended,
+    Held,
+    Hold,
+    Operation,
+    Outcome,
+    Release,
+    Short,
+)
 from budget_proxy.ledgers import Ledger, LedgerDownError
 
 MAX_BATCH = 512
@@ -61,6 +70,12 @@ class GroupCommit:
     def commit(self, operation: Operation) -> asyncio.Future[Outcome]:
         """Commit one operation; the future raises LedgerDownError if that fails."""
         return self._enter(operation, must_land=False)
+
+    def hold(self, operation: Hold) -> asyncio.Future[Outcome] | Short:
+        """Take a hold; at once the refusal of one that surely does not fit."""
+        if self._task is None and (refused := self._ledger.glance(operation)) is not None:
+            return refused
+        return self.commit(operation)
 
     def land(self, operation: Operation) -> asyncio.Future[Outcome]:
         """Commit one operation however long it takes; awaiting the future is optional."""

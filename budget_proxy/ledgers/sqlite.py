@@ -44,11 +44,13 @@ from budget_proxy.core.book import (
     Entry,
     EntryLeg,
     HeldLeg,
+    Hold,
     Key,
     OpenHold,
     Operation,
     Outcome,
     Page,
+    Short,
 )
 from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError, LedgerRefusedError
 
@@ -180,9 +182,6 @@ class SqliteLedger:
         async with self._turn:
             if self._lock_file is None:
                 raise LedgerDownError(f"{self._path} is closed")
-            refused = self._refused_at_a_glance(batch)
-            if refused is not None:
-                return refused
             await self._take_lock()
             try:
                 if not self._begin():
@@ -202,6 +201,20 @@ class SqliteLedger:
             finally:
                 self._unlock()
             return outcomes
+
+    def glance(self, hold: Hold) -> Short | None:
+        """See `Ledger.glance`. Tried only while holds are being refused."""
+        db = self._db
+        if not self._refusing or db is None or self._turn.locked() or not hold.fresh:
+            return None
+        self._refusing = False
+        try:
+            self._connection()
+            refused = self._memory.refusal_of(db, hold, self._clock())
+        except (sqlite3.Error, OSError):
+            return None  # whoever writes finds out
+        self._refusing = refused is not None
+        return refused
 
     async def accounts(self) -> list[AccountState]:
         """See `Ledger.accounts`."""
@@ -408,22 +421,6 @@ class SqliteLedger:
         self._wait_at_most(LOCK_WAIT_S)
         self._db.execute("BEGIN IMMEDIATE")
 
-    def _refused_at_a_glance(self, batch: Sequence[Operation]) -> Sequence[Outcome] | None:
-        """The answers to holds none of which fits, as far as memory is enough to tell: no lock, no
-        transaction. None: not so, or nobody knows. Tried only while holds are being refused."""
-        if not self._refusing or self._db is None:
-            return None
-        self._refusing = False
-        try:
-            self._connection()
-            if not self._memory.is_current(self._db):
-                return None
-            refused = _refused(self._db, self._memory, batch, self._clock())
-        except (sqlite3.Error, OSError):
-            return None  # whoever writes finds out
-        self._refusing = refused is not None
-        return refused
-
     def _apply(self, batch: Sequence[Operation]) -> tuple[list[Outcome], bool]:
         """The transaction but for its beginning and end; and whether there is anything to keep."""
         assert self._db is not None, "a transaction is open"
@@ -533,9 +530,14 @@ class _Memory:
     """Accounts that nobody has opened yet."""
     holds: dict[str, OpenHold] = field(default_factory=dict)
 
-    def is_current(self, db: sqlite3.Connection) -> bool:
-        """Whether nobody else has written since."""
-        return bool(db.execute("PRAGMA data_version").fetchone()[0] == self.version)
+    def refusal_of(self, db: sqlite3.Connection, hold: Hold, now_s: float) -> Short | None:
+        """Why a hold surely does not fit; None: it does, or that cannot be told from here."""
+        if db.execute("PRAGMA data_version").fetchone()[0] != self.version:
+            return None
+        for key in book.keys_of(hold, {}, now_s):
+            if key not in self.accounts and key not in self.absent:
+                return None
+        return book.refusal_of(hold, Page(accounts=self.accounts), now_s)
 
     def check(self, db: sqlite3.Connection) -> None:
         """Forget what may be old, or is too much. Only inside a write transaction."""
@@ -556,60 +558,47 @@ class _Memory:
             self.holds.pop(hold_id, None)
 
 
-def _refused(
-    db: sqlite3.Connection, memory: _Memory, batch: Sequence[Operation], now_s: float
-) -> list[Outcome] | None:
-    """See `SqliteLedger._refused_at_a_glance`."""
-    page = Page(accounts=memory.accounts)
-    refused: list[Outcome] = []
-    for operation in batch:
-        if not isinstance(operation, book.Hold) or operation.id in memory.holds:
-            return None
-        keys = book.keys_of(operation, {}, now_s)
-        if any(key not in memory.accounts and key not in memory.absent for key in keys):
-            return None
-        answer = book.refusal_of(operation, page, now_s)
-        if answer is None:
-            return None
-        refused.append(answer)
-    ids = _encode([operation.id for operation in batch])
-    known = db.execute(_LOAD_ENTRIES, (ids,)).fetchone()
-    return refused if known is None else None
-
-
 def _load(
     db: sqlite3.Connection, memory: _Memory, batch: Sequence[Operation], now_s: float
 ) -> Page:
     """The page of a batch: from memory, and in three statements at most."""
     page = Page()
-    unknown = set()
+    _load_ids(db, memory, batch, page)
+    wanted: set[Key] = set()
     for operation in batch:
-        hold = memory.holds.get(operation.id)
-        if hold is None:
-            unknown.add(operation.id)
-        else:
-            page.holds[hold.id] = hold
-    if unknown:
-        ids = _encode(unknown)
-        page.holds.update((row[0], _hold(row)) for row in db.execute(_LOAD_HOLDS, (ids,)))
-        page.ended = {row[0]: _entry(row) for row in db.execute(_LOAD_ENTRIES, (ids,))}
-    missing: set[Key] = set()
-    for operation in batch:
-        keys = book.keys_of(operation, page.holds, now_s)
+        wanted.update(book.keys_of(operation, page.holds, now_s))
         if page.ended:
-            keys = [*keys, *book.late_keys(operation, page.ended)]
-        for key in keys:
-            account = memory.accounts.get(key)
-            if account is not None:
-                page.accounts[key] = account
-            elif key not in memory.absent:
-                missing.add(key)
+            wanted.update(book.late_keys(operation, page.ended))
+    missing: list[Key] = []
+    for key in wanted:
+        account = memory.accounts.get(key)
+        if account is not None:
+            page.accounts[key] = account
+        elif key not in memory.absent:
+            missing.append(key)
     if missing:
         for row in db.execute(_LOAD_ACCOUNTS, (_encode(missing),)):
             account = _account(row)
             page.accounts[account.key] = memory.accounts[account.key] = account
-        memory.absent |= missing - page.accounts.keys()
+        memory.absent.update(key for key in missing if key not in page.accounts)
     return page
+
+
+def _load_ids(
+    db: sqlite3.Connection, memory: _Memory, batch: Sequence[Operation], page: Page
+) -> None:
+    """The holds and entries that a batch names, but for ids that nobody can have used."""
+    unknown = set()
+    for operation in batch:
+        hold = memory.holds.get(operation.id)
+        if hold is not None:
+            page.holds[hold.id] = hold
+        elif not (isinstance(operation, Hold) and operation.fresh):
+            unknown.add(operation.id)
+    if unknown:
+        ids = _encode(unknown)
+        page.holds.update((row[0], _hold(row)) for row in db.execute(_LOAD_HOLDS, (ids,)))
+        page.ended = {row[0]: _entry(row) for row in db.execute(_LOAD_ENTRIES, (ids,))}
 
 
 def _save(db: sqlite3.Connection, page: Page) -> None:
