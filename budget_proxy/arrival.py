@@ -279,12 +279,6 @@ def not_framed() -> RefusedError:
     return refuse(Reason.BAD_REQUEST, "The request body is not framed as HTTP asks.")
 
 
-def declared_length(headers: header_rules.HeaderList) -> int | None:
-    """What Content-Length says, if it is there."""
-    value = header_rules.first(headers, b"content-length")
-    return int(value) if value is not None and value.isdigit() else None
-
-
 def answer_length(method: str, status: int, headers: Index) -> int | None:
     """How many body bytes an answer will have; None where only its end tells."""
     if method == "HEAD" or status in (204, 304):

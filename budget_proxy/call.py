@@ -64,6 +64,8 @@ class Call(Protocol):
     version: tuple[int, int]
     headers: Headers
     has_body: bool
+    declared: int | None
+    """What Content-Length says of the body, if it is there."""
     gone: Departure
 
     async def read(self, limit: int) -> bytes:

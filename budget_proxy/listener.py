@@ -170,6 +170,8 @@ class IncomingCall:
         self.version = (version.major, version.minor)
         self.headers: Headers = list(request.raw_headers)
         self.has_body = request.body_exists
+        declared = request.headers.get("Content-Length", "")
+        self.declared = int(declared) if declared.isdigit() else None
         self.gone = Departure()
         self._expects = "Expect" in request.headers
 
@@ -315,6 +317,12 @@ class _Protocol(RequestHandler):
     async def drained(self) -> None:
         """Wait until more may be written. Raises ConnectionError."""
         await self._drain_helper()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on reading, if it was paused: the library asks after every read, and each time hands
+        the parser nothing to parse."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or cut it where there are too many."""

@@ -180,7 +180,7 @@ class Proxy:
     async def _read_body(self, call: Call, house: House) -> bytes:
         """The body, within the bound of one and of all. Raises RefusedError."""
         limit = house.limits.max_body
-        declared = arrival.declared_length(call.headers)
+        declared = call.declared
         if declared is not None and declared > limit:
             raise arrival.too_large(limit)
         reserved = limit if declared is None else declared
@@ -299,7 +299,7 @@ class Proxy:
             call.headers, metered=order.route.metered, streamed=order.estimate.streamed
         )
         outgoing = self._switchboard.to(upstream)
-        declared = arrival.declared_length(call.headers)
+        declared = call.declared
         body: Body = order.body or None
         if body is not None:
             declared = len(order.body or b"")

@@ -103,6 +103,12 @@ class _Wire(ResponseHandler):
         """Wait until more may be written. Raises ConnectionError."""
         await self._drain_helper()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Go on reading, if it was paused: the library asks after every read, and each time hands
+        the parser nothing to parse."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone; with an error, not because the upstream was done."""
         self.broken = exc is not None

@@ -76,14 +76,6 @@ def _named(headers: HeaderList) -> frozenset[bytes]:
     return frozenset(pieces)
 
 
-def first(headers: HeaderList, wanted: bytes) -> bytes | None:
-    """The first value of a header (lower-case name)."""
-    for name, value in headers:
-        if name.lower() == wanted:
-            return value
-    return None
-
-
 class Index(Mapping[str, str]):
     """The first value of each header, by lower-case name; decoded only when asked for as text."""
 
