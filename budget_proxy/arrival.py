@@ -147,7 +147,9 @@ def check_form(call: Call, headers: Index, house: House) -> str:
             "the SDK's base URL at it, as in http://HOST:8080/openai/v1.",
         )
     if call.method == "TRACE":
-        raise refuse(Reason.METHOD, "TRACE is not forwarded: its answer repeats our credential.")
+        raise refuse(
+            Reason.METHOD, "TRACE is not forwarded: its answer would repeat the provider's key."
+        )
     if call.version not in ((1, 0), (1, 1)):
         raise refuse(Reason.VERSION, "Speak HTTP/1.1.")
     header_rules.check(call.headers)
