@@ -120,7 +120,8 @@ class App:
         _warn(await self._open_budgets(self.house, known))
         await self._remember_budgets(known)
         self._build()
-        self._switchboard.connect(self._switchboard.prepare(self.house.upstreams))
+        upstreams = self.house.upstreams
+        self._switchboard.connect(upstreams, self._switchboard.prepare(upstreams))
         await self._start_admin()
         tls = _tls(self.house)
         with _naming("listen", self.house.listen):
@@ -227,7 +228,7 @@ class App:
         self, house: House, prepared: Mapping[str, Outgoing], notes: Sequence[str]
     ) -> None:
         old, self.house = self.house, house
-        retired = self._switchboard.connect(prepared)
+        retired = self._switchboard.connect(house.upstreams, prepared)
         self._binding = Binding(house.budgets)
         self._proxy.reload(house, self._binding, self._roster)
         self._admission.reload(self._binding, house.waiting)

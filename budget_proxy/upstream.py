@@ -162,14 +162,15 @@ class UpstreamAnswer:
 class Outgoing:
     """The connections to one upstream."""
 
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
+    def __init__(self, upstream: Upstream, tls: ssl.SSLContext | bool) -> None:
+        self.upstream = upstream
+        """Whose connections these are, as the policy in force has it."""
         timeouts = upstream.timeouts
         self._session = aiohttp.ClientSession(
             connector=_Connector(
                 limit=upstream.max_connections,
                 keepalive_timeout=upstream.keepalive_s,
-                ssl=_tls(upstream),
+                ssl=tls,
             ),
             timeout=ClientTimeout(total=None, sock_connect=timeouts.connect_s),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -184,15 +185,15 @@ class Outgoing:
             max_field_size=MAX_HEADER,
         )
 
-    @property
-    def upstream(self) -> Upstream:
-        """Whose connections these are."""
-        return self._upstream
+    def serves(self, upstream: Upstream) -> bool:
+        """Whether these are the connections such an upstream would have too. What its calls cost
+        is no matter of connections, and is built anew with every reading of the policy."""
+        return _wiring(upstream) == _wiring(self.upstream)
 
     async def send(self, method: str, url: str, headers: Headers, body: Body) -> UpstreamAnswer:
         """Send one request, once. Raises NotSentError, NoAnswerError, CallerGoneError and
         BodyTimeoutError (from a body that is streamed through)."""
-        timeouts = self._upstream.timeouts
+        timeouts = self.upstream.timeouts
         attempt = _Attempt()
         ends_s = asyncio.get_running_loop().time() + timeouts.total_s
         try:
@@ -203,7 +204,7 @@ class Outgoing:
                     headers=_names_lowered(headers),
                     data=_timed(body, deadline, timeouts.first_byte_s),
                     allow_redirects=False,
-                    proxy=self._upstream.proxy,
+                    proxy=self.upstream.proxy,
                     middlewares=(attempt,),
                 )
         except (CallerGoneError, BodyTimeoutError):
@@ -299,10 +300,17 @@ def _brief(error: Exception) -> str:
     return type(cause or error).__name__
 
 
-def _tls(upstream: Upstream) -> Any:
+def _tls(upstream: Upstream) -> ssl.SSLContext | bool:
     if upstream.ca is None:
         return True
     return ssl.create_default_context(cafile=upstream.ca)
+
+
+def _wiring(upstream: Upstream) -> tuple[object, ...]:
+    return (
+        *(upstream.url, upstream.credential, upstream.ca, upstream.proxy, upstream.timeouts),
+        *(upstream.drain_s, upstream.keepalive_s, upstream.max_connections),
+    )
 
 
 class Switchboard:
@@ -315,27 +323,33 @@ class Switchboard:
     def prepare(self, upstreams: Mapping[str, Upstream]) -> dict[str, Outgoing]:
         """Connections for these upstreams, those of unchanged ones kept; not served yet. Raises
         OSError."""
-        prepared = {}
-        for name, upstream in upstreams.items():
-            old = self._outgoing.get(name)
-            kept = old is not None and old.upstream == upstream
-            prepared[name] = old if old is not None and kept else Outgoing(upstream)
-        return prepared
+        kept = {
+            name: old
+            for name, old in self._outgoing.items()
+            if name in upstreams and old.serves(upstreams[name])
+        }
+        # All of them first: a file that cannot be read leaves no connections that nobody closes.
+        fresh = {name: _tls(one) for name, one in upstreams.items() if name not in kept}
+        return kept | {name: Outgoing(upstreams[name], tls) for name, tls in fresh.items()}
 
-    def connect(self, prepared: Mapping[str, Outgoing]) -> list[Outgoing]:
-        """Serve what was prepared; the connections that are retired by it."""
+    def connect(
+        self, upstreams: Mapping[str, Upstream], prepared: Mapping[str, Outgoing]
+    ) -> list[Outgoing]:
+        """Serve these upstreams as was prepared; the connections that are retired by it."""
         retired = [old for name, old in self._outgoing.items() if prepared.get(name) is not old]
         self._retired += retired
         self._outgoing = dict(prepared)
+        for name, outgoing in prepared.items():
+            outgoing.upstream = upstreams[name]
         return retired
 
     def to(self, upstream: Upstream) -> Outgoing:
         """The connections of an upstream; of a retired one until it is closed."""
         found = self._outgoing.get(upstream.name)
-        if found is not None and found.upstream is upstream:
+        if found is not None and (found.upstream is upstream or found.serves(upstream)):
             return found
         for old in self._retired:
-            if old.upstream is upstream:
+            if old.upstream.name == upstream.name and old.serves(upstream):
                 return old
         assert found is not None, "a call's upstream is connected or retired"
         return found
