@@ -88,6 +88,7 @@ class App:
             in_flight=lambda: self._listener.in_flight,
             log_lines_dropped=lambda: self._call_log.dropped if self._call_log else 0,
         )
+        self.instruments.begin(self.house)
         self._observers: list[Observer] = [self.instruments, *observers]
         if self._call_log is not None:
             self._observers.append(self._call_log)
@@ -236,6 +237,7 @@ class App:
             task = self._loop.create_task(self._close_retired(old, retired))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
+        self.instruments.begin(house)
         self._emit(PolicyReloaded(ok=True, at_s=self._clock()))
         logger.warning("the policy was reloaded")
         _warn(notes)
