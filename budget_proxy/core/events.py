@@ -55,6 +55,9 @@ class CallEnded(msgspec.Struct, frozen=True):
     traceparent: str = ""
     retry: int = 0
     """What the SDK says of itself: the number of this attempt, 0 for the first."""
+    detail: str = ""
+    """What a refusal told the caller beside the figures of budgets: it may quote the path or the
+    model's name, and never a key."""
 
 
 @dataclass(frozen=True, slots=True)
