@@ -42,7 +42,7 @@ class Arrival(msgspec.Struct):
     """As it is sent: also without the caller's key."""
     query: Mapping[str, str]
     headers: Index
-    """Without the length of the body, which is each call's own."""
+    """As they are forwarded, but for our credential and the length of the body: see `_seen`."""
     routes: tuple[tuple[Route, Mapping[str, str]], ...]
     """Those that may cover the request, with their path captures."""
     patience_s: float | None
@@ -126,7 +126,7 @@ class Arrivals:
             target=inner,
             sent=credential.in_target(upstream, inner),
             query=inner.fields(),
-            headers=headers.without(b"content-length"),
+            headers=_seen(upstream, call.headers),
             routes=routes,
             patience_s=patience(headers),
             traceparent=traceparent,
@@ -136,6 +136,19 @@ class Arrivals:
 
 
 _LENGTH = len(b"content-length")
+
+
+def _seen(upstream: Upstream, headers: header_rules.HeaderList) -> Index:
+    """The caller's headers that the upstream will see, from which all is read that decides what a
+    call costs and who pays. A header that `Connection` names ends here, so a figure in it is one
+    that the upstream never sees; to refuse such a request would refuse honest proxies, which name
+    headers of their own."""
+    forwarded = header_rules.to_upstream(
+        headers, keep=credential.kept(upstream), credential=None, codings=None
+    )
+    ours = credential.header(upstream)
+    found = header_rules.by_name(forwarded)
+    return found if ours is None else found.without(ours[0])
 
 
 def check_form(call: Call, headers: Index, house: House) -> str:
