@@ -88,6 +88,7 @@ class App:
             in_flight=lambda: self._listener.in_flight,
             log_lines_dropped=lambda: self._call_log.dropped if self._call_log else 0,
         )
+        self.instruments.begin(self.house)
         self._observers: list[Observer] = [self.instruments, *observers]
         if self._call_log is not None:
             self._observers.append(self._call_log)
@@ -120,7 +121,8 @@ class App:
         _warn(await self._open_budgets(self.house, known))
         await self._remember_budgets(known)
         self._build()
-        self._switchboard.connect(self._switchboard.prepare(self.house.upstreams))
+        upstreams = self.house.upstreams
+        self._switchboard.connect(upstreams, self._switchboard.prepare(upstreams))
         await self._start_admin()
         tls = _tls(self.house)
         with _naming("listen", self.house.listen):
@@ -227,7 +229,7 @@ class App:
         self, house: House, prepared: Mapping[str, Outgoing], notes: Sequence[str]
     ) -> None:
         old, self.house = self.house, house
-        retired = self._switchboard.connect(prepared)
+        retired = self._switchboard.connect(house.upstreams, prepared)
         self._binding = Binding(house.budgets)
         self._proxy.reload(house, self._binding, self._roster)
         self._admission.reload(self._binding, house.waiting)
@@ -235,6 +237,7 @@ class App:
             task = self._loop.create_task(self._close_retired(old, retired))
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
+        self.instruments.begin(house)
         self._emit(PolicyReloaded(ok=True, at_s=self._clock()))
         logger.warning("the policy was reloaded")
         _warn(notes)

@@ -41,7 +41,7 @@ class Arrival(msgspec.Struct):
     """As it is sent: also without the caller's key."""
     query: Mapping[str, str]
     headers: Index
-    """Without the length of the body, which is each call's own."""
+    """As they are forwarded, but for our credential and the length of the body: see `_seen`."""
     routes: tuple[tuple[Route, Mapping[str, str]], ...]
     """Those that may cover the request, with their path captures."""
     reads_body: bool
@@ -130,7 +130,7 @@ class Arrivals:
             target=inner,
             sent=credential.in_target(upstream, inner),
             query=inner.fields(),
-            headers=headers.without(b"content-length"),
+            headers=_seen(upstream, call.headers),
             routes=routes,
             reads_body=any(route.reads_body for route, _ in routes),
             reading=self._reading(upstream, tuple(route for route, _ in routes)),
@@ -151,6 +151,19 @@ class Arrivals:
 _LENGTH = len(b"content-length")
 
 
+def _seen(upstream: Upstream, headers: header_rules.HeaderList) -> Index:
+    """The caller's headers that the upstream will see, from which all is read that decides what a
+    call costs and who pays. A header that `Connection` names ends here, so a figure in it is one
+    that the upstream never sees; to refuse such a request would refuse honest proxies, which name
+    headers of their own."""
+    forwarded = header_rules.to_upstream(
+        headers, keep=credential.kept(upstream), credential=None, codings=None
+    )
+    ours = credential.header(upstream)
+    found = header_rules.by_name(forwarded)
+    return found if ours is None else found.without(ours[0].lower())
+
+
 def check_form(call: Call, headers: Index, house: House) -> str:
     """The host the request is for. Raises RefusedError for what cannot be forwarded faithfully."""
     if call.method == "CONNECT":
@@ -160,7 +173,9 @@ def check_form(call: Call, headers: Index, house: House) -> str:
             "the SDK's base URL at it, as in http://HOST:8080/openai/v1.",
         )
     if call.method == "TRACE":
-        raise refuse(Reason.METHOD, "TRACE is not forwarded: its answer repeats our credential.")
+        raise refuse(
+            Reason.METHOD, "TRACE is not forwarded: its answer would repeat the provider's key."
+        )
     if call.version not in ((1, 0), (1, 1)):
         raise refuse(Reason.VERSION, "Speak HTTP/1.1.")
     header_rules.check(call.headers)

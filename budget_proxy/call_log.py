@@ -5,7 +5,7 @@ which are counted, and never a request. The ledger is the truth about money: a l
 no cent.
 
 Forbidden here: bodies, keys, query strings, waiting for the stream on the caller's side, and
-strings of the caller's choosing beyond MAX_TEXT characters.
+strings of the caller's choosing beyond MAX_TEXT characters (MAX_DETAIL in a refusal's).
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ from budget_proxy.core.events import (
 from budget_proxy.core.money import exact
 
 MAX_TEXT = 256
+MAX_DETAIL = 600
+"""As much of a refusal's detail as its answer shows."""
 MAX_LINES = 10_000
 _BATCH_LINES = 256
 _LINGER_S = 0.01
@@ -86,6 +88,7 @@ class _CallLine(msgspec.Struct):
     status: int
     outcome: str
     reason: str
+    detail: str
     budget: str
     rule: str
     currency: str
@@ -153,6 +156,7 @@ class CallLog:
                 call.status,
                 call.outcome,
                 _short(call.reason),
+                _short(call.detail, MAX_DETAIL),
                 call.budget,
                 call.rule,
                 currency,
@@ -302,8 +306,8 @@ class _Stamp:
         return f"{self._text}.{ms:03d}Z"
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+def _short(text: str, most: int = MAX_TEXT) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _traceparent(text: str) -> str:

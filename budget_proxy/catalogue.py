@@ -52,10 +52,10 @@ class Catalogue:
         max_outputs: Mapping[str, int],
     ) -> None:
         """`source` as in a tariff's `models:` (`genai-prices/openai`); `own` and `max_outputs` by
-        glob. Raises UnknownSourceError.
+        glob, in any case: the data knows models in any case too. Raises UnknownSourceError.
         """
-        self._own = own
-        self._max_outputs = max_outputs
+        self._own = _lowered(own)
+        self._max_outputs = _lowered(max_outputs)
         self._provider = _provider(source)
         self._cache: dict[tuple[str, str, int], Rates | None] = {}
 
@@ -95,10 +95,19 @@ class Catalogue:
         return rates or None
 
 
+def _lowered(table: Mapping[str, V]) -> dict[str, V]:
+    """The table with its globs in lower case; of two that become one, the first counts."""
+    lowered: dict[str, V] = {}
+    for glob, value in table.items():
+        lowered.setdefault(glob.lower(), value)
+    return lowered
+
+
 def _by_glob(table: Mapping[str, V], model: str) -> V | None:
-    if model in table:
-        return table[model]
-    return next((value for glob, value in table.items() if fnmatchcase(model, glob)), None)
+    name = model.lower()
+    if name in table:
+        return table[name]
+    return next((value for glob, value in table.items() if fnmatchcase(name, glob)), None)
 
 
 def _provider(source: str) -> Provider | None:

@@ -6,7 +6,10 @@ Services never see it. Forbidden here: logging.
 from __future__ import annotations
 
 import base64
-from urllib.parse import quote
+import re
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import quote, unquote_to_bytes
 
 from budget_proxy.core import headers as header_rules
 from budget_proxy.core.headers import HeaderList
@@ -32,27 +35,60 @@ def header(upstream: Upstream) -> tuple[bytes, bytes] | None:
     return tariff.credential_name.encode(), credential.encode()
 
 
-_URLS = frozenset({b"location", b"content-location", b"link", b"refresh"})
+class _Ours(NamedTuple):
+    """One credential as an upstream may repeat it."""
+
+    plain: tuple[bytes, ...]
+    spelled: re.Pattern[bytes]
+    """Any of them, each character as it is or percent-encoded, once or more often."""
+
+
+SHORT = 8
+"""Below so many characters a credential may be a piece of any word: it is cut out only where it
+stands alone."""
+MAX_DECODED = 4
+"""How often a header may be percent-encoded: a URL in a URL in a URL is the most there is."""
+
+
+@lru_cache(maxsize=1024)
+def _ours(credential: str, place: str) -> _Ours:
+    plain = [credential.encode()]
+    if place == "basic":
+        plain.append(base64.b64encode(plain[0]))
+    either = b"|".join(b"".join(map(_spelled, ours)) for ours in plain)
+    if len(credential) < SHORT:
+        either = rb"(?<![0-9A-Za-z])(?:" + either + rb")(?![0-9A-Za-z])"
+    return _Ours(tuple(plain), re.compile(either))
+
+
+def _spelled(byte: int) -> bytes:
+    code = b"".join(
+        b"[%c%c]" % (digit, digit + 32) if digit > ord("9") else b"%c" % digit
+        for digit in b"%02X" % byte
+    )
+    return b"(?:%b|%%(?:25)*%b)" % (re.escape(b"%c" % byte), code)
 
 
 def without_ours(upstream: Upstream, headers: HeaderList) -> HeaderList:
-    """The headers of an answer. An upstream that redirects repeats its query, and our credential
-    with it: that does not go on to the caller."""
-    if not upstream.credential or upstream.tariff.credential != "query":
+    """The headers of an answer without our credential: an upstream that redirects repeats its
+    query, and one that is being debugged any header. In bodies nothing is looked for."""
+    if not upstream.credential:
         return headers
-    spellings = {
-        upstream.credential,
-        quote(upstream.credential),
-        quote(upstream.credential, safe=""),
-    }
-    kept = []
-    for name, value in headers:
-        clean = value
-        if name.lower() in _URLS:
-            for spelling in spellings:
-                clean = clean.replace(spelling.encode(), b"")
-        kept.append((name, clean))
-    return kept
+    ours = _ours(upstream.credential, upstream.tariff.credential)
+    if not _repeats(b"\n".join([value for _, value in headers]), ours.plain):
+        return headers
+    return [(name, ours.spelled.sub(b"", value)) for name, value in headers]
+
+
+def _repeats(values: bytes, plain: tuple[bytes, ...]) -> bool:
+    """Whether one of these is in there. A pattern would look at every byte, and mostly in vain."""
+    for _ in range(MAX_DECODED):
+        if any(ours in values for ours in plain):
+            return True
+        if b"%" not in values:
+            return False
+        values = unquote_to_bytes(values)
+    return False
 
 
 def in_target(upstream: Upstream, target: Target) -> Target:

@@ -7,6 +7,8 @@ Three kinds of figures, each read where it is true:
   a gauge kept beside the ledger would drift from it;
 - what only this process knows now (waiting, in flight) is asked for at the scrape.
 
+Series whose labels the policy names begin at 0 (`series`), here and after each reload.
+
 FAMILIES is the one table of names, labels and help texts; nothing is exported that is not in it
 but the usual process_ and python_ figures.
 
@@ -55,8 +57,11 @@ from budget_proxy.core.events import (
     UpstreamFailed,
     WaitEnded,
 )
+from budget_proxy.core.failure import STATUSES
+from budget_proxy.core.house import House
 from budget_proxy.core.money import NANOS, scale_of
 from budget_proxy.core.refusal import REASONS
+from budget_proxy.series import series_of
 
 # A second sample per counter that nobody asks for; the library has only a global switch.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -86,7 +91,8 @@ FAMILIES: tuple[Family, ...] = (
         "counter",
         ("upstream", "service", "outcome"),
         "Requests by how they ended: served, refused (budget, price or ledger), rejected (not"
-        " acceptable), upstream_error, aborted (answer cut short), hung_up (caller left).",
+        " acceptable), upstream_error (no usable answer, or one that is a failure: see"
+        " upstream_errors), aborted (answer cut short), hung_up (caller left).",
     ),
     Family(
         "budget_proxy_cost_total",
@@ -145,7 +151,9 @@ FAMILIES: tuple[Family, ...] = (
         "budget_proxy_upstream_errors_total",
         "counter",
         ("upstream", "kind"),
-        "Upstream answers that could not be used or were cut short, by kind.",
+        "Failures of upstreams by kind: dns, connect, connect_timeout, tls, proxy, pool_timeout"
+        " (nothing was sent), timeout, lost, garbage, cut (no whole answer); status_401, _402,"
+        " _403, _429 and _5xx (answers that were passed on).",
     ),
     Family(
         "budget_proxy_overruns_total",
@@ -262,6 +270,8 @@ _SECONDS_BUCKETS = (
 )
 _STAGES = ("price", "hold", "wait", "first_byte", "total")
 _ANSWERED_HERE = frozenset({"refused", "rejected"})
+_FAILED_STATUSES = frozenset(STATUSES)
+"""They are no events of their own: one in a call's line says it all."""
 _FINAL = frozenset(reason.value for reason, rule in REASONS.items() if rule.should_retry is False)
 _ACTUAL_RULES = frozenset({"actual", "reported"})
 
@@ -294,6 +304,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._ledger_up = True
         self._failed = False
+        self._families: dict[str, _Children[Any]] = {}
         self._register_calls()
         self._register_rest(version, loaded_at_s)
         figures = {
@@ -315,6 +326,12 @@ class Metrics:
             InvariantBroken: self._invariant_broken,
             PolicyReloaded: self._policy_reloaded,
         }
+
+    def begin(self, house: House) -> None:
+        """Let every series that a policy names stand at 0 before its first event. Those of an
+        earlier policy stay: what they counted has happened."""
+        for name, values in series_of(house):
+            self._families[name].begin(*values)
 
     def __call__(self, event: Event, /) -> None:
         """Count one event."""
@@ -343,6 +360,7 @@ class Metrics:
         self._retries = self._counter("budget_proxy_retries_after_final_total")
         self._upstream_errors = self._counter("budget_proxy_upstream_errors_total")
         self._ratio = self._histogram("budget_proxy_estimate_ratio", _RATIO_BUCKETS)
+        self._families["budget_proxy_estimate_ratio"] = self._ratio
         stage = self._histogram("budget_proxy_stage_seconds", _SECONDS_BUCKETS)
         self._observe_stage = {name: stage.of(name).observe for name in _STAGES}
 
@@ -365,7 +383,8 @@ class Metrics:
     def _counter(self, name: str) -> _Children[Counter]:
         family = _BY_NAME[name]
         counter = Counter(name, family.help, family.labels, registry=self.registry)
-        return _Children(counter, family.labels)
+        children = self._families[name] = _Children(counter, family.labels)
+        return children
 
     def _gauge(self, name: str) -> Gauge:
         family = _BY_NAME[name]
@@ -382,6 +401,8 @@ class Metrics:
             self._observe_stage[stage](seconds)
         if call.rule:
             self._settled(call)
+        if call.reason in _FAILED_STATUSES:
+            self._upstream_errors.of(call.upstream, call.reason).inc()
         if call.outcome in _ANSWERED_HERE:
             self._refused(call)
         for shortfall in call.reported:
@@ -498,6 +519,11 @@ class _Children(Generic[_F]):
         """The child of these label values, or of `other` beyond the bound."""
         child = self._kept.get(values)
         return child if child is not None else self._new(values)
+
+    def begin(self, *values: str) -> None:
+        """Let the child stand at 0, while half of the bound is left for what will happen."""
+        if len(self._kept) < self._bound // 2:
+            self.of(*values)
 
     def _new(self, values: tuple[str, ...]) -> _F:
         if len(self._kept) >= self._bound:

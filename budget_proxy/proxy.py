@@ -47,6 +47,7 @@ from budget_proxy.core.events import (
     UpstreamFailed,
 )
 from budget_proxy.core.events import Outcome as CallOutcome
+from budget_proxy.core.failure import failure_of
 from budget_proxy.core.house import House, Upstream
 from budget_proxy.core.meter import Figures, Meter, meter_for
 from budget_proxy.core.refusal import MONEY_REASONS, Reason, Refusal, RefusedError, refuse
@@ -320,6 +321,8 @@ class Proxy:
         if meter.edits:
             headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
         trail.status = head.status
+        if failure := failure_of(order.upstream, head.status):
+            trail.outcome, trail.failure = "upstream_error", failure
         if self.draining:
             call.close_after()
         await relay.start(head.reason, headers)

@@ -102,6 +102,7 @@ def ended(trail: Trail, now_s: float) -> CallEnded:
         overruns=_overruns(order, amounts) if order else (),
         traceparent=arrived.traceparent if arrived else "",
         retry=arrived.retry if arrived else 0,
+        detail=refusal.detail if refusal else "",
     )
 
 

@@ -247,14 +247,15 @@ class UpstreamAnswer:
 class Outgoing:
     """The connections to one upstream."""
 
-    def __init__(self, upstream: Upstream) -> None:
-        self._upstream = upstream
+    def __init__(self, upstream: Upstream, tls: ssl.SSLContext | bool) -> None:
+        self.upstream = upstream
+        """Whose connections these are, as the policy in force has it."""
         self._loop = asyncio.get_running_loop()
         timeouts = upstream.timeouts
         self._connector = _Connector(
             limit=upstream.max_connections,
             keepalive_timeout=upstream.keepalive_s,
-            ssl=_tls(upstream),
+            ssl=tls,
         )
         patience_s = min(timeouts.first_byte_s, timeouts.total_s)
         self._patience = ClientTimeout(connect=patience_s, sock_connect=timeouts.connect_s)
@@ -268,10 +269,10 @@ class Outgoing:
             self._prefix = f"{scheme}://{self._whereto.headers['Host']}{self._prefix}"
         self._host = b"Host: %b\r\n" % self._whereto.headers["Host"].encode()
 
-    @property
-    def upstream(self) -> Upstream:
-        """Whose connections these are."""
-        return self._upstream
+    def serves(self, upstream: Upstream) -> bool:
+        """Whether these are the connections such an upstream would have too. What its calls cost
+        is no matter of connections, and is built anew with every reading of the policy."""
+        return _wiring(upstream) == _wiring(self.upstream)
 
     async def send(
         self, method: str, target: str, headers: Headers, body: Body, length: int | None
@@ -281,7 +282,7 @@ class Outgoing:
 
         Raises NotSentError, NoAnswerError, and of a body that is streamed through CallerGoneError
         and BodyTimeoutError."""
-        ends_s = self._loop.time() + self._upstream.timeouts.total_s
+        ends_s = self._loop.time() + self.upstream.timeouts.total_s
         connection = await self._connect()
         wire = connection.protocol
         assert isinstance(wire, _Wire), "our connector makes our wires"
@@ -305,12 +306,12 @@ class Outgoing:
             if told is None:
                 raise
             raise told from error
-        timeouts = self._upstream.timeouts
+        timeouts = self.upstream.timeouts
         return UpstreamAnswer(message, payload, connection, uploading, timeouts, ends_s)
 
     def _sent(self, wire: _Wire, ends_s: float) -> None:
         """The request is out: from now on the first byte of the answer is waited for."""
-        wire.expect_by(min(ends_s, self._loop.time() + self._upstream.timeouts.first_byte_s))
+        wire.expect_by(min(ends_s, self._loop.time() + self.upstream.timeouts.first_byte_s))
 
     async def _connect(self) -> Connection:
         """A connection from the pool, or a new one. Raises NotSentError."""
@@ -318,12 +319,7 @@ class Outgoing:
             for _ in range(MAX_STALE):
                 connection = await self._connector.connect(self._whereto, [], self._patience)
                 wire = connection.protocol
-                if (
-                    wire is not None
-                    and wire.is_connected()
-                    and not wire.should_close
-                    and not len(wire)
-                ):
+                if isinstance(wire, _Wire) and wire.is_clean:
                     return connection
                 # Something came while it was idle: it would be taken for the answer to this call.
                 connection.close()
@@ -405,10 +401,17 @@ def _brief(error: Exception) -> str:
     return type(cause or error).__name__
 
 
-def _tls(upstream: Upstream) -> Any:
+def _tls(upstream: Upstream) -> ssl.SSLContext | bool:
     if upstream.ca is None:
         return True
     return ssl.create_default_context(cafile=upstream.ca)
+
+
+def _wiring(upstream: Upstream) -> tuple[object, ...]:
+    return (
+        *(upstream.url, upstream.credential, upstream.ca, upstream.proxy, upstream.timeouts),
+        *(upstream.drain_s, upstream.keepalive_s, upstream.max_connections),
+    )
 
 
 class Switchboard:
@@ -421,27 +424,33 @@ class Switchboard:
     def prepare(self, upstreams: Mapping[str, Upstream]) -> dict[str, Outgoing]:
         """Connections for these upstreams, those of unchanged ones kept; not served yet. Raises
         OSError."""
-        prepared = {}
-        for name, upstream in upstreams.items():
-            old = self._outgoing.get(name)
-            kept = old is not None and old.upstream == upstream
-            prepared[name] = old if old is not None and kept else Outgoing(upstream)
-        return prepared
+        kept = {
+            name: old
+            for name, old in self._outgoing.items()
+            if name in upstreams and old.serves(upstreams[name])
+        }
+        # All of them first: a file that cannot be read leaves no connections that nobody closes.
+        fresh = {name: _tls(one) for name, one in upstreams.items() if name not in kept}
+        return kept | {name: Outgoing(upstreams[name], tls) for name, tls in fresh.items()}
 
-    def connect(self, prepared: Mapping[str, Outgoing]) -> list[Outgoing]:
-        """Serve what was prepared; the connections that are retired by it."""
+    def connect(
+        self, upstreams: Mapping[str, Upstream], prepared: Mapping[str, Outgoing]
+    ) -> list[Outgoing]:
+        """Serve these upstreams as was prepared; the connections that are retired by it."""
         retired = [old for name, old in self._outgoing.items() if prepared.get(name) is not old]
         self._retired += retired
         self._outgoing = dict(prepared)
+        for name, outgoing in prepared.items():
+            outgoing.upstream = upstreams[name]
         return retired
 
     def to(self, upstream: Upstream) -> Outgoing:
         """The connections of an upstream; of a retired one until it is closed."""
         found = self._outgoing.get(upstream.name)
-        if found is not None and found.upstream is upstream:
+        if found is not None and (found.upstream is upstream or found.serves(upstream)):
             return found
         for old in self._retired:
-            if old.upstream is upstream:
+            if old.upstream.name == upstream.name and old.serves(upstream):
                 return old
         assert found is not None, "a call's upstream is connected or retired"
         return found

@@ -8,6 +8,7 @@ import hashlib
 import http.client
 import json
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -473,6 +474,36 @@ def test_wrong_paths_and_methods_are_problems_too() -> None:
         assert_problem(answer, 405)
         assert answer.headers["allow"] == "POST"
         assert ask("HEAD", "/livez").status == 200
+
+
+UNREADABLE = {
+    "a header that is none": f"GET / HTTP/1.1\r\nHost: a\r\nAuthorization Bearer {TOKEN}\r\n\r\n",
+    "a name with a space": f"GET / HTTP/1.1\r\nHost: a\r\nX {TOKEN}: 1\r\n\r\n",
+    "a value with a NUL": f"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: {TOKEN}\x00\r\n\r\n",
+    "a first line": f"GET /{TOKEN} {TOKEN}\r\n\r\n",
+    "a method": f"{TOKEN} / HTTP/1.1\r\nHost: a\r\n\r\n",
+    "a line without an end": f"GET / HTTP/1.1\r\nX: {TOKEN * 2000}\r\n\r\n",
+    "a chunk": "POST /api/reload HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    f"Authorization: Bearer {TOKEN}\r\n\r\n{TOKEN}\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_read_is_neither_logged_nor_repeated(
+    sent: str, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The line that cannot be read may be the one with the token."""
+    caplog.set_level(logging.DEBUG)
+    with served(Proxy()) as client, socket.create_connection(("127.0.0.1", client.port), 10) as one:
+        one.sendall(sent.encode())
+        answer = b"".join(iter(lambda: one.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.")
+    assert answer.split(b" ")[1] == b"400"
+    assert b"application/problem+json" in answer
+    written = capfd.readouterr()
+    for text in (answer.decode(), caplog.text, written.out, written.err):
+        assert TOKEN not in text
+        assert "Traceback" not in text
 
 
 def test_a_bug_of_ours_is_a_problem_without_its_text(caplog: pytest.LogCaptureFixture) -> None:

@@ -8,6 +8,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from msgspec import structs
 from scripted_ledger import SOON_S, ScriptedLedger, soon, until
 
 from budget_proxy import admission as admission_module
@@ -568,6 +569,25 @@ def test_a_reload_judges_those_in_line_by_the_new_policy(told: Any, change: str)
         if not served:
             assert not second.task.done()
             await door.ends("1", 0)
+        await second.held()
+
+    told(story)
+
+
+def test_a_hold_of_the_policy_before_last_is_judged_by_what_it_was_asked_for(told: Any) -> None:
+    """Asked for under a policy, in line under the next one, which lacks its budget, and that budget
+    comes back with the third."""
+
+    async def story(door: Door) -> None:
+        await door.comes("1", 10).held()
+        second = await door.queues("2")
+        waiter = door.admission._waiters["2"]
+        legs = waiter.hold.legs
+        door.admission.reload(Binding(()), door.bounds)
+        waiter.hold = structs.replace(waiter.hold, legs=legs)
+        door.admission.reload(Binding((budget(limit=99),)), door.bounds)
+        assert [leg.limit for leg in waiter.hold.legs] == [leg.limit for leg in legs]
+        await door.ends("1", 0)
         await second.held()
 
     told(story)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from budget_proxy import call_log
-from budget_proxy.call_log import MAX_TEXT, CallLog
+from budget_proxy.call_log import MAX_DETAIL, MAX_TEXT, CallLog
 from budget_proxy.core.events import (
     CallEnded,
     Event,
@@ -119,6 +119,7 @@ def test_a_call_is_one_line_with_everything() -> None:
         "status": 200,
         "outcome": "served",
         "reason": "",
+        "detail": "",
         "budget": "",
         "rule": "actual",
         "currency": "USD",
@@ -134,6 +135,12 @@ def test_a_call_is_one_line_with_everything() -> None:
         "traceparent": TRACEPARENT,
         "retry": 1,
     }
+
+
+def test_a_refusal_says_what_was_wrong_and_not_too_much_of_it() -> None:
+    lines = logged(call(detail="The request must name its model."), call(detail="x" * 10_000))
+    assert lines[0]["detail"] == "The request must name its model."
+    assert lines[1]["detail"] == "x" * (MAX_DETAIL - 1) + "…"
 
 
 @pytest.mark.parametrize(

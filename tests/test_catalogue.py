@@ -99,11 +99,26 @@ def test_the_policys_models_come_before_the_data() -> None:
         "gpt-4o-x": (1_000_000, 11),
         "gpt-4o": (3_000_000, 33),
         "o1": (15_000_000_000, 55),
-        "GPT-x": (None, None),
+        "GPT-x": (3_000_000, 33),
         "claude": (None, None),
     }
     assert mixed.rates("gpt-4o", "priority", NOW_S) is None
+    assert mixed.rates("GPT-4O", "priority", NOW_S) is None, "nor under another spelling"
     assert mixed.rates("gpt-4o", "default", NOW_S) == mixed.rates("gpt-4o", "", NOW_S)
+
+
+@pytest.mark.parametrize("model", ["llama-3", "Llama-3", "LLAMA-3"])
+@pytest.mark.parametrize("glob", ["llama-3", "Llama-*", "LLAMA-[0-9]"])
+def test_a_model_is_one_in_any_case(glob: str, model: str) -> None:
+    """Or a spelling of its own would have another price, and perhaps a lower one."""
+    mixed = catalogue_of("openai", {glob: ModelOverride({"input_tokens": Rate(7)}, 77)})
+    assert nanos(mixed.rates(model, "", NOW_S)) == 7_000_000
+    assert mixed.max_output(model) == 77
+    shipped_prices = catalogue_of("openai", most={"gpt-4o*": 5})
+    spelled = model.replace("L", "G").replace("l", "g").replace("-3", "")
+    spelled = "GPT-4O" if spelled.isupper() else "Gpt-4o"
+    assert nanos(shipped_prices.rates(spelled, "", NOW_S)) == 2_500_000_000
+    assert shipped_prices.max_output(spelled) == 5
 
 
 # -- tiers ---------------------------------------------------------------------------------------

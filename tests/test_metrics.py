@@ -284,6 +284,35 @@ def test_label_sets_are_bounded_even_if_a_closed_label_is_not() -> None:
     assert value(subject, "budget_proxy_upstream_errors_total", upstream="other", kind="other")
 
 
+def test_what_a_policy_names_takes_no_more_than_half_of_the_room() -> None:
+    names = [f"service-{number}" for number in range(MAX_CHILDREN)]
+    many = House(
+        ("127.0.0.1", 0), ("127.0.0.1", 0), "sqlite:///x", {},
+        {name: Service(name, ()) for name in names},
+        (Budget("company", 1, "USD", Span("day")),),
+    )  # fmt: skip
+    subject = metrics()
+    subject.begin(many)
+    subject.begin(many)
+    name = "budget_proxy_retries_after_final_total"
+    assert len([key for key in samples(subject) if key[0] == name]) == MAX_CHILDREN // 2
+    assert value(subject, "budget_proxy_overruns_total", budget="company") == 0
+    subject(call(service="service-999", outcome="refused", reason="spent", rule="", retry=1))
+    assert value(subject, name, service="service-999") == 1, "there is room for what happens"
+
+
+@pytest.mark.parametrize(
+    "kind", ["status_401", "status_402", "status_403", "status_429", "status_5xx"]
+)
+def test_an_answer_that_is_a_failure_is_an_upstream_error(kind: str) -> None:
+    subject = metrics()
+    subject(call(outcome="upstream_error", reason=kind, rule="not_billed"))
+    labels = {"upstream": "openai", "kind": kind}
+    assert value(subject, "budget_proxy_upstream_errors_total", **labels) == 1
+    who = {"upstream": "openai", "service": "checkout"}
+    assert value(subject, "budget_proxy_requests_total", outcome="upstream_error", **who) == 1
+
+
 def test_an_observer_never_raises(caplog: pytest.LogCaptureFixture) -> None:
     subject = metrics()
     for _ in range(3):

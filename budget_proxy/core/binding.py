@@ -112,8 +112,9 @@ def payer_of(budget: Budget, facts: Facts, document: Document, admits: Roster) -
 
 def _part(part: PayerPart, facts: Facts, document: Document) -> str | None:
     if part.kind == "fact":
-        return facts.get(part.name)
-    value: str | None
+        value = facts.get(part.name)
+        # One account in whatever case it is asked for: see `Condition.holds`.
+        return value.lower() if value and part.name == "model" else value
     if part.kind == "header":
         value = document.headers.get(part.name.lower())
     else:

@@ -211,6 +211,9 @@ _CONTENT = ("messages", "system", "input", "content", "output", "source")
 """The members that hold content. What looks like a part elsewhere (in the schema of a tool, in the
 arguments of its call) is text to the provider, and is billed as text."""
 
+_TEXTS = frozenset(_CONTENT) - {"source"} | {"text"}
+"""The members of a part that are text to whoever reads them, whatever they begin with."""
+
 
 def find_parts(route: Route, body: Any) -> list[tuple[Part, int]]:
     """The typed parts in the content of a body, each with the size of its inline data. Iterative:
@@ -238,8 +241,8 @@ def inline_bytes(part: Mapping[str, Any]) -> int:
     """The base64 data a content part carries: a `data:` URL, or a `source` with `data`."""
     size = 0
     for name, member in part.items():
-        if name == "text":
-            continue  # is text to whoever reads it, whatever it begins with
+        if name in _TEXTS or (isinstance(member, dict) and member.get("type") == "text"):
+            continue
         inner = member.get("url") if isinstance(member, dict) else member
         if isinstance(inner, str) and inner.startswith("data:"):
             size += len(inner)

@@ -13,7 +13,8 @@ from budget_proxy.core.refusal import Shortfall
 Outcome = Literal["served", "refused", "upstream_error", "aborted", "hung_up", "rejected"]
 """served: the upstream's answer was delivered. refused: a budget, a missing price or the ledger
 said no. rejected: the request was not acceptable (authentication, form, size). upstream_error: no
-usable answer. aborted: the answer was cut short. hung_up: the caller left first."""
+usable answer, or one that is a failure (`core.failure`) and was passed on. aborted: the answer was
+cut short. hung_up: the caller left first."""
 Stage = Literal["price", "hold", "wait", "first_byte", "total"]
 
 
@@ -54,6 +55,9 @@ class CallEnded(msgspec.Struct, frozen=True):
     traceparent: str = ""
     retry: int = 0
     """What the SDK says of itself: the number of this attempt, 0 for the first."""
+    detail: str = ""
+    """What a refusal told the caller beside the figures of budgets: it may quote the path or the
+    model's name, and never a key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class UpstreamFailed:
 
     upstream: str
     kind: str
+    """One of `failure.UNSENT` or `failure.UNUSABLE`."""
 
 
 @dataclass(frozen=True, slots=True)

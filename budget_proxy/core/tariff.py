@@ -332,6 +332,9 @@ class Test:
     """And nothing stands at this place."""
     lacks: tuple[str, ...] = ()
     """And the value is an object that has none of these members; null is none."""
+    any_case: bool = False
+    """Whether the globs, which are in lower case then, match in any case: those of models do, as
+    models have their prices in any case."""
     needle: bytes = field(init=False, compare=False, repr=False)
     """Bytes without which a body surely has nothing at the place."""
 
@@ -355,6 +358,8 @@ class Test:
             if self.lacks and not _lacks(value, self.lacks):
                 continue
             text = value if isinstance(value, str) else ""
+            if self.any_case:
+                text = text.lower()
             if self.among and not _fits(text, self.among):
                 continue
             if self.outside and _fits(text, self.outside):

@@ -215,7 +215,17 @@ def _limits(
         if single is not None and names is not None and payer not in names:
             hint = suggest(payer, names) or f"; there are {listed(names)}"
             spot.wrong_key(payer, f"there is no {single.name} {quoted(payer)}{hint}")
-    return {payer: amount.steps for payer, amount in given.items()}
+    return {_as_paid(payer, parts): amount.steps for payer, amount in given.items()}
+
+
+def _as_paid(payer: str, parts: tuple[PayerPart, ...]) -> str:
+    """The payer as calls name it: a model is one in any case."""
+    names = payer.split("|")
+    if len(names) != len(parts):
+        return payer
+    by_model = [part.kind == "fact" and part.name == "model" for part in parts]
+    pairs = zip(names, by_model, strict=True)
+    return "|".join(name.lower() if is_model else name for name, is_model in pairs)
 
 
 def check_together(

@@ -27,6 +27,7 @@ from budget_proxy.core.tariff import (
     Route,
     Streaming,
     Tariff,
+    Test,
     Unbounded,
 )
 from budget_proxy.policy.entry import SAID_KEY, sentence
@@ -43,6 +44,7 @@ from budget_proxy.policy.tariff_model import (
     RouteEntry,
     StreamingEntry,
     TariffEntry,
+    TestEntry,
 )
 from budget_proxy.policy.values import Price, read_count, read_positive, read_price, texts
 
@@ -179,16 +181,17 @@ class _RouteBuilder:
         self._has_models = has_models
         self._default_currency = currency
         self._reader = SourceReader(_CAPTURE.findall(entry.match.path))
+        self._model = self._place(spot.at("model"), entry.model)
 
     def build(self) -> Route:
-        entry, spot, reader = self._entry, self._spot, self._reader
+        entry, spot = self._entry, self._spot
         quantities = self._quantities()
         rates, currency = self._rates()
         self._say_unknown(spot.at("price"), rates, {*quantities, "requests"})
         self._say_unknown(spot.at("total_of"), entry.total_of or (), quantities)
         self._say_priceless()
         tests = [
-            reader.test(spot.at("match", "where", index), test)
+            self._test(spot.at("match", "where", index), test)
             for index, test in enumerate(entry.match.where or ())
         ]
         route = Route(
@@ -212,7 +215,7 @@ class _RouteBuilder:
         entry, spot = self._entry, self._spot
         return replace(
             route,
-            model=self._place(spot.at("model"), entry.model),
+            model=self._model,
             tier=self._place(spot.at("tier"), entry.tier),
             answer_tier=tuple(
                 self._reader.place(spot.at("answer_tier", index), place)
@@ -227,8 +230,17 @@ class _RouteBuilder:
     def _place(self, spot: Spot, entry: PlaceEntry | None) -> Place | None:
         return None if entry is None else self._reader.place(spot, entry)
 
+    def _test(self, spot: Spot, entry: TestEntry) -> Test:
+        test = self._reader.test(spot, entry)
+        if test.place != self._model:
+            return test
+        among, outside = (
+            tuple(glob.lower() for glob in globs) for globs in (test.among, test.outside)
+        )
+        return replace(test, among=among, outside=outside, any_case=True)
+
     def _with_body(self, route: Route) -> Route:
-        entry, spot, reader = self._entry, self._spot, self._reader
+        entry, spot = self._entry, self._spot
         return replace(
             route,
             guards=tuple(
@@ -236,7 +248,7 @@ class _RouteBuilder:
                 for index, guard in enumerate(entry.guards or ())
             ),
             unbounded=tuple(
-                Unbounded(reader.test(spot.at("unbounded", index), form), form.why)
+                Unbounded(self._test(spot.at("unbounded", index), form), form.why)
                 for index, form in enumerate(entry.unbounded or ())
             ),
             parts=tuple(
@@ -298,7 +310,7 @@ class _RouteBuilder:
         if entry.possible is not None and entry.of is None:
             spot.wrong_key("possible", "`possible` needs `of`")
         possible = tuple(
-            self._reader.test(spot.at("possible", index), test)
+            self._test(spot.at("possible", index), test)
             for index, test in enumerate(entry.possible or ())
         )
         return Quantity(name, before, built, entry.optional, entry.of, possible)

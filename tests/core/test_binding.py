@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from budget_proxy.core.binding import MAX_CACHED, Binding
 from budget_proxy.core.book import AccountState
@@ -50,6 +51,14 @@ WHEN: list[tuple[str, tuple[Condition, ...], set[str]]] = [
     ("an upstream", (Condition("upstream", ("openai",)),), {"checkout", "batch"}),
     ("one of several", (Condition("service", ("batch", "loner")),), {"batch", "loner"}),
     ("a glob", (Condition("model", ("gpt-*-pro",)),), {"checkout"}),
+    ("a model in another case", (Condition("model", ("GPT-*-Pro",)),), {"checkout"}),
+    (
+        "not a model, in another case",
+        (Condition("model", ("GPT-4O",), negate=True),),
+        {"checkout", "loner"},
+    ),
+    ("a service in another case", (Condition("service", ("BATCH",)),), set()),
+    ("a label in another case", (Condition("team", ("Research",)),), set()),
     ("a label", (Condition("team", ("research",)),), {"batch"}),
     ("not a label", (Condition("team", ("research",), negate=True),), {"checkout", "loner"}),
     (
@@ -153,6 +162,14 @@ def test_who_pays(
     assert legs(skips, document=document) == ([("b", payer, 500)] if payer else [])
     shares = budget(for_each=parts, missing="share")
     assert legs(shares, document=document) == [("b", payer or "(shared)", 500)]
+
+
+def test_a_model_has_one_account_in_whatever_case_it_is_asked_for() -> None:
+    model = PayerPart("fact", "model")
+    per_model = budget(for_each=(model, PayerPart("fact", "service")))
+    for name in ("gpt-4o", "GPT-4o", "Gpt-4O"):
+        facts = structs.replace(BATCH, model=name)
+        assert legs(per_model, facts=facts) == [("b", "gpt-4o|batch", 500)]
 
 
 def test_a_budget_that_insists_on_a_payer_refuses_a_call_that_names_none() -> None:

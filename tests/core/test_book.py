@@ -12,6 +12,7 @@ Accounts are written `A spent/held`; `day1` is the account of the second day.
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import Any
 
@@ -373,3 +374,17 @@ def test_a_full_ledger_stays_inside_64_bits_and_refuses() -> None:
     [account] = bank.ledger.kept_accounts.values()
     assert account.spent == MAX_SUM
     assert bank.run(f"hold x A:1/{MAX_AMOUNT}") == "short A:spent"
+
+
+def test_a_hold_in_a_full_account_gives_back_no_more_than_it_added() -> None:
+    """Sums stay inside 64 bits: what no longer fits was never held, and is not to be given back."""
+    bank = Bank()
+    assert bank.run(f"hold 1 A:{MAX_SUM - 5}/1?").startswith("held")
+    assert bank.run("hold 2 A:10/1?").startswith("held")
+    (account,) = bank.ledger.kept_accounts.values()
+    assert account.held == MAX_SUM
+    assert asyncio.run(bank.ledger.check()) == []
+    bank.run("release 2")
+    (account,) = bank.ledger.kept_accounts.values()
+    assert account.held == MAX_SUM - 5
+    assert asyncio.run(bank.ledger.check()) == []

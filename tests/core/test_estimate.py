@@ -391,6 +391,39 @@ def test_text_that_looks_like_an_image_is_text(
     assert priced(upstream, route, body).quantities["input_tokens"] >= size(body)
 
 
+LOOKS_INLINE = "data:image/png;base64," + "text " * 10_000
+
+
+@pytest.mark.parametrize(
+    ("upstream", "route", "body"),
+    [
+        (OPENAI, "chat", chat(max_tokens=1, messages=asked(
+            {"type": "text", "text": LOOKS_INLINE}))),
+        (OPENAI, "chat", chat(max_tokens=1, messages=asked(
+            {"type": "image_url", "image_url": {"url": "https://e.com"}, "text": LOOKS_INLINE}))),
+        (OPENAI, "responses", response(input=[{"type": "reasoning", "content": LOOKS_INLINE}])),
+        (OPENAI, "responses", response(input=[
+            {"type": "function_call_output", "call_id": "c", "output": LOOKS_INLINE}])),
+        (ANTHROPIC, "messages", message(messages=asked(
+            {"type": "tool_result", "tool_use_id": "t", "content": LOOKS_INLINE}))),
+        (ANTHROPIC, "messages", message(messages=asked(
+            {"type": "image", "content": LOOKS_INLINE, "source": {"type": "url", "url": "x"}}))),
+        (shipped("anthropic", floor=1), "messages", message(messages=asked(
+            {"type": "document", "source": {"type": "text", "data": LOOKS_INLINE}}))),
+    ],
+    ids=["text", "an image's text", "reasoning", "output", "tool result", "image", "document"],
+)  # fmt: skip
+def test_text_that_begins_like_inline_data_is_text(
+    upstream: Upstream, route: str, body: dict[str, Any]
+) -> None:
+    assert priced(upstream, route, body).quantities["input_tokens"] >= size(body)
+
+
+@pytest.mark.parametrize("model", ["gpt-4o-search-preview", "GPT-4o-Search-Preview"])
+def test_a_model_that_searches_by_itself_does_so_in_any_case(model: str) -> None:
+    refused(OPENAI, "chat", chat(model=model, max_tokens=1), Reason.NO_BOUND)
+
+
 @pytest.mark.parametrize("kind", [["string", "null"], {"a": 1}, 5, None, True, "object"])
 def test_a_type_may_be_anything_in_a_schema(kind: Any) -> None:
     body = chat(max_tokens=1, messages=asked({"type": kind, "text": "x"}), tools=[

@@ -85,6 +85,25 @@ def test_a_target_with_two_readings_is_refused(raw: str) -> None:
     assert refused.value.refusal.reason is Reason.BAD_REQUEST
 
 
+@pytest.mark.parametrize(
+    ("path", "plain"),
+    [
+        ("/v1/chat", "/v1/chat"),
+        ("/v1/%63hat", "/v1/chat"),
+        ("/%76%31/ch%61t", "/v1/chat"),
+        ("/v1/%43hat", "/v1/Chat"),
+        ("/a%2Fb", "/a%2Fb"),
+        ("/a%2fb%5cc%5C", "/a%2fb%5cc%5C"),
+        ("/a%252Fb", "/a%2Fb"),
+        ("/%E4%B8%AD%ff", "/中\ufffd"),
+        ("/a%3Fb%23", "/a?b#"),
+    ],
+)
+def test_letters_are_the_same_letters_escaped_and_separators_are_not(path: str, plain: str) -> None:
+    target = parse_target(path)
+    assert (target.plain, target.raw) == (plain, path)
+
+
 @pytest.mark.parametrize("raw", ["/a%2fb", "/a%2Fb", "/a%5cb", "/%5C"])
 def test_encoded_separators_pass_only_where_they_are_allowed(raw: str) -> None:
     assert parse_target(raw).raw == raw

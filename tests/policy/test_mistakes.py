@@ -54,6 +54,48 @@ def test_no_mistake_shows_a_secret() -> None:
             assert secret == "short" or secret not in said
 
 
+FILE_POLICY = """upstreams:
+  geo:
+    url: https://geo.example.com
+    tariff: [{match: {path: /x}, price: {requests: 1 USD}}]
+services: {app: {key: "${file:PATH}"}}
+budgets: {day: {limit: 5 USD, per: day}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        ("a folder", "cannot be read: Is a directory"),
+        (b"hunter22-\xff-hunter22", "is not UTF-8 text"),
+        (b"hunter22" * 10_000, "has more than 65536 characters"),
+        (b"hunter22 hunter22 hunter22", "services.app.key: "),
+        (b"hunter2", "services.app.key: "),
+    ],
+    ids=["none", "a folder", "no text", "too long", "with spaces", "too short"],
+)
+def test_a_real_file_that_cannot_be_used_is_said_by_its_name(
+    tmp_path: Path, content: bytes | str | None, says: str
+) -> None:
+    """And never by what is in it."""
+    secret = tmp_path / "secret"
+    if isinstance(content, bytes):
+        secret.write_bytes(content)
+    elif content is not None:
+        secret.mkdir()
+    policy = tmp_path / "policy.yaml"
+    policy.write_text(FILE_POLICY.replace("PATH", str(secret)))
+    with pytest.raises(PolicyError) as caught:
+        check(policy, environment={}, prices=Prices)
+    (said,) = str(caught.value).splitlines()
+    assert said.startswith(f"{policy}:5:"), said
+    assert says in said
+    assert "hunter2" not in said
+    if "services.app" not in says:
+        assert f"'{secret}'" in said
+
+
 def test_there_are_many_of_them_and_each_has_words_of_its_own() -> None:
     words = [tuple(line.split(": ", 1)[1] for line in expected_in(path)) for path in FILES]
     assert len(FILES) >= 100

@@ -351,6 +351,21 @@ def test_a_payer_that_is_missing_needs_a_word(tmp_path: Path) -> None:
         assert payers == {"skip": [], "share": ["(shared)"], "refuse": ["(no team: refused)"]}[word]
 
 
+def test_the_limit_of_a_model_holds_in_any_case(tmp_path: Path) -> None:
+    budgets = """
+budgets:
+  alone: {limit: 1 USD, per: day, for_each: model, limits: {GPT-4o: 2 USD}}
+  both: {limit: 1 USD, per: day, for_each: [service, model], limits: {App|GPT-4o: 3 USD}}
+  other: {limit: 1 USD, per: day, for_each: service, limits: {app: 4 USD}}
+"""
+    house = loaded(tmp_path, GEO + APP + budgets)
+    assert [dict(budget.limits) for budget in house.budgets] == [
+        {"gpt-4o": 2 * NANOS},
+        {"App|gpt-4o": 3 * NANOS},
+        {"app": 4 * NANOS},
+    ]
+
+
 def test_a_budget_binds_what_check_says(tmp_path: Path) -> None:
     text = LLM + APP + "budgets: {big: {limit: 5 USD, when: {model: [big-*], route: chat}}}\n"
     house = loaded(tmp_path, text)

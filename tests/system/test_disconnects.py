@@ -279,7 +279,7 @@ class GatedLedger:
         await self.gate.wait()
         return await self._ledger.commit(batch)
 
-    def glance(self, hold: Hold) -> None:
+    def glance(self, hold: Any) -> None:
         return None
 
 

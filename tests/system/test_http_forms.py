@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import random
 import re
@@ -236,6 +237,47 @@ def test_every_form_has_its_answer(tmp_path: Path) -> None:
                     assert b"xchunked" not in answer.body, "the caller's bytes are quoted"
 
     asyncio.run(story())
+
+
+class Lines(io.BytesIO):
+    """A stream for the call log that survives its close."""
+
+    def close(self) -> None:
+        pass
+
+
+WRONG = {
+    "a path": (line("/flat/../x"), "The path has an empty or dot segment"),
+    "an upstream": (line("/nowhere"), "Upstreams are served under /"),
+    "a key": (request("/flat/x", key="some-other-key"), "The service key is not known"),
+    "no key": (request("/flat/x", key=None), "The request has no service key; send one as"),
+    "a route": (line("/meter/v1/none"), "No tariff of upstream 'meter' covers GET /v1/none"),
+    "no JSON": (request("/meter/v1/pages", b'{"pages'), "The body is not JSON"),
+    "a figure": (request("/meter/v1/pages", b'{"pages": "secret"}'), "pages is not a whole number"),
+    "a model": (request("/llm/v1/chat/completions", b'{"model": "no-such", "max_tokens": 1}'),
+                "No price is known for model 'no-such'"),
+}  # fmt: skip
+"""A request, and how the detail of its refusal begins."""
+
+
+def test_the_log_says_what_was_wrong_as_the_answer_does(tmp_path: Path) -> None:
+    lines = Lines()
+
+    async def story() -> None:
+        async with fronting(tmp_path, answering(OK), log=lines) as (rig, upstream):
+            for name, (data, begins) in WRONG.items():
+                answer = await answered(rig, data)
+                assert answer.status >= 400, name
+                assert begins in answer.body.decode(), name
+            assert upstream.connections == 0
+
+    asyncio.run(story())
+    written = [json.loads(text) for text in lines.getvalue().splitlines()]
+    for found, (name, (_, begins)) in zip(written, WRONG.items(), strict=True):
+        assert found["detail"].startswith(begins), name
+        assert found["reason"], name
+    assert b"some-other-key" not in lines.getvalue()
+    assert b"secret" not in lines.getvalue()
 
 
 def test_who_takes_us_for_a_forward_proxy_is_told_what_to_do(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
+from urllib.parse import unquote_to_bytes
 
 import pytest
 from raw_upstream import (
@@ -216,6 +217,92 @@ def test_where_no_credential_is_wanted_the_callers_key_stays_here_too(tmp_path: 
             assert (await ask(rig, call(MINE, target=f"/flat/x?key={KEY}&b"))).status == 200
             assert upstream.requests[0].target == b"/x?b"
             assert [name for name, _ in upstream.requests[0].headers] == [b"Host", b"Via"]
+
+    asyncio.run(story())
+
+
+SECRET = "sk/ours+0123:&~z"
+ENCODED = "sk%2Fours%2B0123%3A%26~z"
+ECHOES = {
+    "a redirect": f"Location: https://api.example.com/y?a=1&token={ENCODED}&b=2",
+    "in lower case": f"Location: /y?token={ENCODED.lower()}",
+    "as it is": f"Content-Location: /y?token={SECRET}",
+    "half of it": "Link: </y?token=sk/ours%2b0123:%26%7ez>; rel=next",
+    "every character": "Refresh: 5; url=/y?token=" + "".join(f"%{b:02x}" for b in SECRET.encode()),
+    "a URL in a URL": f"Location: /login?next=%2Fy%3Ftoken%3D{ENCODED.replace('%', '%25')}",
+    "twice more": f"Location: /login?next={ENCODED.replace('%', '%2525')}",
+    "another header": f"X-Original-Uri: /y?token={ENCODED}",
+    "the header itself": f"X-Got-Authorization: Bearer {SECRET}",
+    "as it is sent, encoded": "X-Got-Authorization: Basic "
+    + base64.b64encode(SECRET.encode()).decode(),
+    "a cookie": f"Set-Cookie: last={ENCODED}; Path=/",
+}
+
+
+def _decoded(answer: bytes) -> bytes:
+    for _ in range(5):
+        answer = unquote_to_bytes(answer)
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("place", "line"),
+    [
+        pytest.param(place, line, id=f"{place}, {name}")
+        for place in ("bearer", "basic", "query")
+        for name, line in ECHOES.items()
+        if name != "as it is sent, encoded" or place == "basic"
+    ],
+)
+def test_a_credential_that_the_upstream_repeats_in_a_header_stays_here(
+    tmp_path: Path, place: str, line: str
+) -> None:
+    value = "{query: token, value: '${OURS}'}" if place == "query" else f"{{{place}: '${{OURS}}'}}"
+    kept = 'X-Kept: 100%25 "sk/ours" %zz'
+
+    async def story() -> None:
+        answer = answering(http("302 Found", b"", line, kept))
+        async with fronting(tmp_path, answer, _with(value), OURS=SECRET) as (rig, upstream):
+            got = await ask(rig, call(MINE))
+            assert got.status == 302
+            sent = _decoded(upstream.requests[0].head)
+            encoded = base64.b64encode(SECRET.encode())
+            assert SECRET.encode() in sent or encoded in sent
+            assert SECRET.encode() not in _decoded(got.head)
+            assert encoded not in got.head
+            name, _, before = line.partition(": ")
+            (after,) = got.values(name.lower().encode())
+            assert 0 < len(after) < len(before.encode()), "the rest of the header is there"
+            assert got.values(b"x-kept") == [kept.partition(": ")[2].encode()], "as it came"
+
+    asyncio.run(story())
+
+
+def test_only_the_credential_of_that_upstream_is_cut_out(tmp_path: Path) -> None:
+    """Another's was never sent there, and what only looks like a short one is a word."""
+    lines = ["Location: https://api.example.com/ours/k7/k7x", "X-Echo: k7", "X-Other: sk-of-geo-1"]
+
+    async def story() -> None:
+        text = policy().replace("credential: ${OURS}", "credential: k7")
+        text = text.replace("credential: k7", "credential: sk-of-geo-1", 1)
+        async with fronting(tmp_path, answering(http("302 Found", b"", *lines)), text) as (rig, _):
+            got = await ask(rig, call(MINE))
+            assert got.values(b"location") == [b"https://api.example.com/ours//k7x"]
+            assert got.values(b"x-echo") == [b""]
+            assert got.values(b"x-other") == [b"sk-of-geo-1"]
+            other = await ask(rig, request("/meter/v1/pages", b'{"pages": 1}'))
+            assert other.values(b"x-echo") == [b"k7"]
+            assert other.values(b"x-other") == [b""]
+
+    asyncio.run(story())
+
+
+def test_what_the_caller_brought_may_come_back_to_it(tmp_path: Path) -> None:
+    async def story() -> None:
+        answer = answering(http("302 Found", b"", f"Location: /y?key={THEIRS}"))
+        async with fronting(tmp_path, answer, HASHED) as (rig, _):
+            got = await ask(rig, call(target=f"/flat/x?key={THEIRS}"))
+            assert got.values(b"location") == [f"/y?key={THEIRS}".encode()]
 
     asyncio.run(story())
 

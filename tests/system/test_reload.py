@@ -4,6 +4,7 @@ as a whole, and a metric tells."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import signal
 import threading
@@ -11,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 
 import aiohttp
+import pytest
 from harness import BASE, house_of, running_sandbox
 from processes import AUTH, CAP, GEO, POLICY, Gate, Process, run, serving, status_of, until
 
@@ -239,6 +241,69 @@ def test_of_two_reloads_at_once_the_later_policy_is_in_force(tmp_path: Path) -> 
         await app.stop(1.0)
 
     asyncio.run(story())
+
+
+def test_a_call_keeps_its_connection_over_any_number_of_reloads(tmp_path: Path) -> None:
+    """A later reload retires connections that must close early; those of an earlier policy, whose
+    call may last longer, stay until that call must be over."""
+    limits = "limits: {body_timeout: 10ms}\n"
+
+    def under(credential: str, timeouts: str = "") -> House:
+        more = f"  geo:\n    credential: {credential}\n{timeouts}"
+        base = BASE.replace("  geo:\n", more)
+        return house_of(limits + base + CAP, tmp_path, SANDBOX=gate_url)
+
+    async def story() -> None:
+        nonlocal gate_url
+        async with Gate.standing() as gate, aiohttp.ClientSession() as session:
+            gate_url = gate.url
+            short = "    timeouts: {total: 20ms}\n    drain: 20ms\n"
+            houses = iter([under("first"), under("second", short), under("third")])
+            app = App(lambda: next(houses))
+            await app.start()
+            url = "http://{}:{}".format(*app.address)
+            call = asyncio.create_task(status_of(session, url + GEO))
+            await gate.holds(1)
+            assert await app.reload() == []
+            assert await app.reload() == []
+
+            def credentials() -> list[str | None]:
+                return [old.upstream.credential for old in app._switchboard._retired]
+
+            await until(lambda: credentials() == ["first"], "the second's are not closed")
+            gate.opened.set()
+            assert await call == 200
+            assert await status_of(session, url + GEO) == 200, "under the third"
+            await app.stop(1.0)
+            assert credentials() == []
+
+    gate_url = ""
+    asyncio.run(story())
+
+
+def test_a_reload_that_fails_half_way_leaves_no_connections(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One upstream is new and fine, the next one's authorities cannot be read."""
+    good = BASE.replace("${SANDBOX}", "http://127.0.0.1:9") + CAP
+    wrong = good.replace("credential: sandbox-key", "credential: another-key")
+    wrong = wrong.replace("  geo:\n", f"  geo:\n    ca: {tmp_path / 'missing.pem'}\n")
+    houses = iter([house_of(good, tmp_path), house_of(wrong, tmp_path), house_of(good, tmp_path)])
+
+    async def story() -> None:
+        app = App(lambda: next(houses))
+        await app.start()
+        made = app._switchboard.to(app.house.upstreams["openai"])
+        (said,) = await app.reload()
+        assert "No such file or directory" in said
+        assert app._switchboard.to(app.house.upstreams["openai"]) is made
+        gc.collect()
+        assert await app.reload() == []
+        assert app._switchboard._retired == []
+        await app.stop(1.0)
+
+    asyncio.run(story())
+    assert "Unclosed" not in caplog.text
 
 
 def test_the_admin_port_reloads_and_says_what_is_wrong(tmp_path: Path) -> None:

@@ -6,12 +6,13 @@ import asyncio
 import os
 import shutil
 import subprocess
+import textwrap
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from harness import Rig, chat, running
+from harness import BASE, Rig, chat, house_of, running
 from prometheus_client.metrics_core import Metric
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as read_plain
@@ -48,13 +49,14 @@ PROMISED: dict[str, set[str]] = {
     "budget_proxy_upstream_errors": {"upstream", "kind"},
     "budget_proxy_presumed_holds": {"why"},
     "budget_proxy_unknown_outcomes": {"upstream"},
+    "budget_proxy_overruns": {"budget"},
+    "budget_proxy_overrun_amount": {"budget", "unit"},
+    "budget_proxy_retries_after_final": {"service"},
     "budget_proxy_invariant_violations": set(),
 }
 """Families that must have samples after `busy`, with exactly these labels."""
 CUT = 7
 """Which of the charges was for the call whose answer was cut."""
-EMPTY: dict[str, str] = {"budget_proxy_overruns": "counter"}
-"""Families that are there without a sample, since nothing of the kind has happened."""
 
 
 @asynccontextmanager
@@ -123,8 +125,6 @@ def test_every_promised_family_is_there_with_exactly_its_labels(tmp_path: Path) 
                     for sample in samples:
                         assert sample.labels.keys() - {"le"} == labels, sample
                     assert families[name].documentation.endswith("."), name
-                for name, kind in EMPTY.items():
-                    assert (families[name].type, families[name].samples) == (kind, [])
 
     asyncio.run(story())
 
@@ -172,6 +172,119 @@ def test_the_figures_are_those_of_the_ledger_and_the_sandbox(tmp_path: Path) -> 
             assert value(invariants, f"{invariants.name}_total") == 0
             stages = {s.labels["stage"] for s in families["budget_proxy_stage_seconds"].samples}
             assert stages == {"price", "hold", "wait", "first_byte", "total"}
+
+    asyncio.run(story())
+
+
+ALARMS = {
+    "budget_proxy_overruns",
+    "budget_proxy_overrun_amount",
+    "budget_proxy_unknown_outcomes",
+    "budget_proxy_presumed_holds",
+    "budget_proxy_invariant_violations",
+    "budget_proxy_refusals",
+    "budget_proxy_reported",
+    "budget_proxy_waits",
+    "budget_proxy_upstream_errors",
+    "budget_proxy_retries_after_final",
+    "budget_proxy_policy_reloads",
+    "budget_proxy_log_lines_dropped",
+    "budget_proxy_requests",
+    "budget_proxy_cost",
+    "budget_proxy_estimate_ratio",
+}
+"""Families that an alert or a rate is made of."""
+
+
+def series(families: dict[str, Metric]) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every sample of those, with its labels."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for name in ALARMS
+        for sample in families[name].samples
+    }
+
+
+async def alarms(rig: Rig) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    return series(ours(list(read_plain((await scrape(rig))[0]))))
+
+
+def test_no_series_begins_with_its_first_event(tmp_path: Path) -> None:
+    """Or `increase(...) > 0` would miss that one: what there is in the end was there at 0."""
+
+    async def story() -> None:
+        async with running(tmp_path, BUDGETS) as rig:
+            before = await alarms(rig)
+        assert set(before.values()) == {0.0}
+        names = {name.removesuffix("_total") for name, _ in before}
+        assert {n for n in ALARMS if n != "budget_proxy_estimate_ratio"} <= names
+        (tmp_path / "ledger.db").unlink()
+        async with busy(tmp_path) as rig:
+            rig.app._emit(InvariantBroken("only a test"))
+            for status in ("401", "402", "403", "429", "500", "503"):
+                fault = {"x-sandbox-fail": status, "x-stainless-retry-count": "1"}
+                await rig.post("/openai/v1/chat/completions", chat(), headers=fault)
+                async with rig.session.get(f"{rig.url}/geo/v1/geocode", headers=fault) as answer:
+                    assert answer.status == 401, "without a key"
+            after = await alarms(rig)
+            assert after.keys() == before.keys()
+            assert len([value for value in after.values() if value]) > 20
+
+    asyncio.run(story())
+
+
+def test_a_reload_begins_what_it_brings_and_forgets_nothing(tmp_path: Path) -> None:
+    more = """
+    budgets:
+      fresh: {limit: 9 requests, per: hour, on_shortfall: wait}
+    """
+    text = BASE.replace("  geo:\n", "  maps:\n").replace("  tests:", "  other:")
+
+    async def story() -> None:
+        async with busy(tmp_path) as rig:
+            before = await alarms(rig)
+            next_house = house_of(text + textwrap.dedent(more), tmp_path, SANDBOX=rig.sandbox_url)
+            rig.app._load = lambda: next_house
+            assert await rig.app.reload() == []
+            after = await alarms(rig)
+            fresh = {key: value for key, value in after.items() if key not in before}
+            assert set(fresh.values()) == {0.0}
+            labels = {pair for _, pairs in fresh for pair in pairs}
+            assert {("budget", "fresh"), ("upstream", "maps"), ("service", "other")} <= labels
+            kept = {key: value for key, value in after.items() if key in before}
+            reloads = ("budget_proxy_policy_reloads_total", frozenset({("result", "ok")}))
+            assert kept == before | {reloads: 1.0}
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [(401, "status_401"), (402, "status_402"), (403, "status_403"), (429, "status_429"),
+     (500, "status_5xx"), (529, "status_5xx"), (400, ""), (404, ""), (422, "")],
+)  # fmt: skip
+def test_an_answer_that_fails_the_caller_is_passed_on_and_counted(
+    tmp_path: Path, status: int, kind: str
+) -> None:
+    """A 401 of the provider's means that our credential is wrong, and every call fails."""
+
+    async def story() -> None:
+        async with running(tmp_path) as rig:
+            fault = {"x-sandbox-fail": str(status)}
+            path = "/openai/v1/chat/completions"
+            assert (await rig.post(path, chat(), headers=fault))[0] == status
+            assert (rig.calls[0].outcome, rig.calls[0].reason, rig.calls[0].status) == (
+                "upstream_error" if kind else "served",
+                kind,
+                status,
+            )
+            errors = {
+                key: count for key, count in (await alarms(rig)).items() if "errors" in key[0]
+            }
+            counted = {
+                dict(labels)["kind"]: count for (_, labels), count in errors.items() if count
+            }
+            assert counted == ({kind: 1.0} if kind else {})
 
     asyncio.run(story())
 
