@@ -58,8 +58,8 @@ class Estimate(msgspec.Struct, frozen=True):
     """Whether the request tells what it can cost; else the policy's floor is held."""
     silent: bool = False
     """Whether the answer does not tell what it cost either."""
-    raised: Mapping[str, int] = {}
-    """By unit, what the amounts were multiplied by, in permille (`learned`)."""
+    ceilings: Mapping[str, int] | None = None
+    """The amounts as they were before `learned` raised them; None: it did not."""
 
 
 def decode_body(body: bytes, guards: tuple[str, ...]) -> dict[str, Any]:
