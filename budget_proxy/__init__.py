@@ -7,7 +7,7 @@ The path of a request, file by file:
       arrival       what the request must look like, and which upstream it is for
       identify      who pays
       core.tariff   which route of the upstream's tariff it is
-      core.estimate what it can cost at most
+      core.estimate what it can cost at most (`core.learned`: raised where that was too low)
       core.binding  which budgets it touches
       admission     holds that amount in all of them, or refuses, or lets it wait (`waitlist`)
       upstream      forwards it and brings the answer back
@@ -17,8 +17,9 @@ The path of a request, file by file:
     metrics, call_log   read the events
 
 Around it: `policy` (the YAML file), `catalogue` (model prices), `ledgers` (the durable book, as
-`core.book` decides), `opening` and `janitor` (start and upkeep of the ledger), `admin` (the other
-port), `app` (wiring), `__main__` (the command line), `sandbox` (an upstream to test against).
+`core.book` decides), `opening`, `relearning` and `janitor` (start and upkeep of the ledger),
+`admin` (the other port), `app` (wiring), `__main__` (the command line), `sandbox` (an upstream to
+test against).
 """
 
 __version__ = "0.1.0"

@@ -32,6 +32,7 @@ from budget_proxy.core.book import Adjust, Adjusted, Release
 from budget_proxy.core.events import Event, LedgerChanged, Observer, PolicyReloaded
 from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
+from budget_proxy.core.learned import Learned
 from budget_proxy.core.money import parse_amount
 from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
@@ -41,6 +42,7 @@ from budget_proxy.metrics import Metrics
 from budget_proxy.policy import PolicyError
 from budget_proxy.proxy import Proxy
 from budget_proxy.records import about_correction
+from budget_proxy.relearning import relearn
 from budget_proxy.roster import Roster
 from budget_proxy.upstream import Outgoing, Switchboard
 
@@ -78,12 +80,14 @@ class App:
         self._random = random.Random(secrets.randbits(128))  # noqa: S311 - ids, not secrets
         self._owner = secrets.token_hex(8)
         self.house = load()
+        self._learned = Learned()
         self._call_log = CallLog(log, clock=clock) if log is not None else None
         self.instruments = Metrics(
             self._accounts_for_scrape,
             version=__version__,
             max_accounts=self.house.metrics_max_accounts,
             loaded_at_s=clock(),
+            ceilings=lambda: self._learned.ratios(clock()),
             waiting=lambda: self._admission.waiting,
             in_flight=lambda: self._listener.in_flight,
             log_lines_dropped=lambda: self._call_log.dropped if self._call_log else 0,
@@ -117,6 +121,7 @@ class App:
                 "'budget-proxy ledger adjust' where you know better",
                 presumed,
             )
+        await relearn(ledger, self._learned)
         known = await ledger.budgets()
         _warn(await self._open_budgets(self.house, known))
         await self._remember_budgets(known)
@@ -142,6 +147,7 @@ class App:
             switchboard=self._switchboard,
             admission=self._admission,
             ledger=self._commit,
+            learned=self._learned,
             admits=self._roster,
             owner=self._owner,
             clock=self._clock,
@@ -230,6 +236,7 @@ class App:
     ) -> None:
         old, self.house = self.house, house
         retired = self._switchboard.connect(house.upstreams, prepared)
+        self._learned.forget(_repriced(old, house))
         self._binding = Binding(house.budgets)
         self._proxy.reload(house, self._binding, self._roster)
         self._admission.reload(self._binding, house.waiting)
@@ -323,6 +330,16 @@ class App:
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """A scrape. Blocks: never on the loop."""
         return self.instruments.render(accept)
+
+
+def _repriced(old: House, new: House) -> set[str]:
+    """The upstreams whose ceilings are no longer computed as they were."""
+    return {
+        name
+        for name, was in old.upstreams.items()
+        if (now := new.upstreams.get(name)) is None
+        or (now.tariff, now.prices) != (was.tariff, was.prices)
+    }
 
 
 def correction_for(

@@ -23,6 +23,7 @@ import msgspec
 
 from budget_proxy.core.events import (
     CallEnded,
+    CeilingMoved,
     Event,
     HoldPresumed,
     InvariantBroken,
@@ -193,6 +194,8 @@ def _described(event: Event) -> tuple[str, str, dict[str, Any]]:
         case HoldPresumed(hold_id, upstream, why):
             fields = {"hold_id": _short(hold_id), "upstream": upstream, "why": why}
             return "hold_presumed", "warning", fields
+        case CeilingMoved():
+            return _ceiling(event)
         case UpstreamFailed(upstream, kind):
             return "upstream_failed", "warning", {"upstream": upstream, "kind": _short(kind)}
         case WaitEnded(budget, how, waited_s):
@@ -206,6 +209,20 @@ def _described(event: Event) -> tuple[str, str, dict[str, Any]]:
             return "policy_reloaded", "info" if ok else "error", {"ok": ok, "why": _short(why)}
         case _:
             raise TypeError(f"no line for {type(event).__name__}")
+
+
+def _ceiling(moved: CeilingMoved) -> tuple[str, str, dict[str, Any]]:
+    fields = {
+        "upstream": moved.upstream,
+        "route": _short(moved.route),
+        "model": _short(moved.model),
+        "unit": moved.unit,
+        "ratio_permille": moved.ratio,
+        "surplus": exact(moved.surplus, moved.unit),
+    }
+    if moved.raised:
+        return "ceiling_raised", "warning", fields
+    return "ceiling_lowered", "info", fields
 
 
 class _Writer:

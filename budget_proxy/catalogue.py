@@ -59,6 +59,15 @@ class Catalogue:
         self._provider = _provider(source)
         self._cache: dict[tuple[str, str, int], Rates | None] = {}
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the other one prices alike: it says the same, of the same provider."""
+        return isinstance(other, Catalogue) and self._says() == other._says()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _says(self) -> tuple[object, ...]:
+        return id(self._provider), self._own, self._max_outputs
+
     def rates(self, model: str, tier: str, now_s: float) -> Rates | None:
         """The rates in force at an instant; None for an unknown model or tier."""
         key = (model, tier, int(now_s // MINUTE_S))  # prices change by the date and the clock

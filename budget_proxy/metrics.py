@@ -49,6 +49,7 @@ from prometheus_client.utils import floatToGoString
 from budget_proxy.accounts_view import AccountsView, AccountView
 from budget_proxy.core.events import (
     CallEnded,
+    CeilingMoved,
     Event,
     HoldPresumed,
     InvariantBroken,
@@ -72,6 +73,7 @@ OTHER = "other"
 MAX_CHILDREN = 1000
 """Label sets per family; what comes after them is counted under `other`."""
 _SPARE_CHILDREN = 200
+MAX_CEILINGS = 100
 _OPEN_LABELS = frozenset({"upstream", "service", "budget"})
 """Labels folded first: the rest are closed sets of ours and stay true a while longer."""
 
@@ -166,6 +168,14 @@ FAMILIES: tuple[Family, ...] = (
         "counter",
         ("budget", "unit"),
         "By how much calls cost more than was held for them, in whole units.",
+    ),
+    Family(
+        "budget_proxy_ceiling_ratio",
+        "gauge",
+        ("upstream", "model"),
+        "Where calls passed their ceiling and holds are raised for that: how many times its"
+        " ceiling the costliest one needed, margin included. The hundred largest; absent where"
+        " holds are the plain ceilings.",
     ),
     Family(
         "budget_proxy_presumed_holds_total",
@@ -284,6 +294,10 @@ def _none() -> float:
     return 0.0
 
 
+def _nothing(_event: Event) -> None:
+    """An event that no family counts."""
+
+
 class Metrics:
     """Counts events and renders everything for a scrape. One per application."""
 
@@ -296,11 +310,13 @@ class Metrics:
         version: str,
         max_accounts: int = 1000,
         loaded_at_s: float = 0.0,
+        ceilings: Callable[[], Mapping[tuple[str, str], int]] = dict,
         waiting: _Figure = _none,
         in_flight: _Figure = _none,
         log_lines_dropped: _Figure = _none,
     ) -> None:
-        """`accounts` and the figures are called in the thread of a scrape; they may raise."""
+        """`accounts`, `ceilings` (by upstream and model, in permille) and the figures are called
+        in the thread of a scrape; they may raise."""
         self.registry = CollectorRegistry()
         self._ledger_up = True
         self._failed = False
@@ -313,12 +329,14 @@ class Metrics:
             "budget_proxy_log_lines_dropped_total": log_lines_dropped,
         }
         self.registry.register(_Now(figures))
+        self.registry.register(_Ceilings(ceilings))
         self.registry.register(_Accounts(accounts, max_accounts, lambda: self._ledger_up))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         GCCollector(registry=self.registry)
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             CallEnded: self._call_ended,
+            CeilingMoved: _nothing,  # what is in force is asked for at the scrape
             HoldPresumed: self._hold_presumed,
             UpstreamFailed: self._upstream_failed,
             WaitEnded: self._wait_ended,
@@ -559,6 +577,37 @@ class _Now(Collector):
             except Exception:  # the rest of the scrape matters more
                 log.warning("no figure for %s", name, exc_info=True)
             yield metric
+
+
+class _Ceilings(Collector):
+    """The ceilings that calls passed, asked for at each scrape."""
+
+    _NAME = "budget_proxy_ceiling_ratio"
+
+    def __init__(self, read: Callable[[], Mapping[tuple[str, str], int]]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        """The family without a sample."""
+        return [_empty(self._NAME)]
+
+    def collect(self) -> Iterable[Metric]:
+        """The largest, of each upstream and model one."""
+        metric = _empty(self._NAME)
+        shown: dict[tuple[str, str], int] = {}
+        for (upstream, model), permille in sorted(self._read().items(), key=_by_ratio):
+            shown.setdefault((_clean(upstream), _clean(model)), permille)
+            if len(shown) == MAX_CEILINGS:
+                break
+        for (upstream, model), permille in shown.items():
+            labels = {"upstream": upstream, "model": model}
+            metric.add_sample(self._NAME, labels, permille / 1000)
+        return [metric]
+
+
+def _by_ratio(found: tuple[tuple[str, str], int]) -> tuple[int, tuple[str, str]]:
+    shown, permille = found
+    return -permille, shown
 
 
 class _Accounts(Collector):

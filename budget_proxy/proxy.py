@@ -49,6 +49,7 @@ from budget_proxy.core.events import (
 from budget_proxy.core.events import Outcome as CallOutcome
 from budget_proxy.core.failure import failure_of
 from budget_proxy.core.house import House, Upstream
+from budget_proxy.core.learned import Learned
 from budget_proxy.core.meter import Figures, Meter, meter_for
 from budget_proxy.core.refusal import MONEY_REASONS, Reason, Refusal, RefusedError, refuse
 from budget_proxy.core.settlement import Course, settle
@@ -85,6 +86,7 @@ class Proxy:
         switchboard: Switchboard,
         admission: Admission,
         ledger: GroupCommit,
+        learned: Learned,
         admits: Roster,
         owner: str,
         clock: Clock,
@@ -97,6 +99,7 @@ class Proxy:
         self._switchboard = switchboard
         self._admission = admission
         self._ledger = ledger
+        self._learned = learned
         self._admits = admits
         self._owner = owner
         self._clock = clock
@@ -208,8 +211,10 @@ class Proxy:
     ) -> Order:
         upstream, service = arrived.upstream, arrived.service
         editable = None if arrived.compressed else body
+        now_s = self._clock()
         asked = arrived.reading.narrow(route, document.names)
-        priced = estimate(asked, upstream, document, editable or None, self._clock())
+        priced = estimate(asked, upstream, document, editable or None, now_s)
+        priced = self._learned.raised(upstream.name, route.name, priced, now_s)
         model = priced.model or (model_of(route, document) if route.model and body else "")
         facts = Facts(upstream.name, service.name, route.name, model, service.labels)
         legs = self._binding.legs(facts, document, priced.amounts, self._admits)
@@ -344,8 +349,13 @@ class Proxy:
     def _settle(self, order: Order, trail: Trail, course: Course) -> None:
         """Write how the call ended. It is in the ledger's queue, in order, when this returns."""
         assert trail.settlement is None, "a call is settled once"
-        settlement = settle(order.route, order.upstream, order.estimate, course, self._clock())
+        route, upstream, now_s = order.route, order.upstream, self._clock()
+        settlement = settle(route, upstream, order.estimate, course, now_s)
         trail.settlement = settlement
+        for moved in self._learned.observe(
+            upstream.name, route.name, order.estimate, settlement, now_s
+        ):
+            self._emit(moved)
         result = result_of(settlement, course.status)
         operation: Settle | Release
         if settlement.amounts is None:

@@ -1,13 +1,13 @@
 """What the ledger keeps of a call beside the money: who, what and how it was priced, as JSON.
 
-Read again by `opening` and by people. Forbidden here: keys, bodies, anything a caller typed but the
-model's name.
+Read again by `opening`, by `relearning` and by people. Forbidden here: keys, bodies, anything a
+caller typed but the model's name.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,6 +15,7 @@ from budget_proxy.core.book import Entry
 from budget_proxy.core.budget import Facts
 from budget_proxy.core.estimate import Estimate
 from budget_proxy.core.house import Service, Upstream
+from budget_proxy.core.learned import Class
 from budget_proxy.core.settlement import Settlement
 from budget_proxy.core.tariff import Route
 
@@ -30,7 +31,11 @@ class About(msgspec.Struct, omit_defaults=True):
     route: str = ""
     model: str = ""
     estimate: dict[str, int] = {}
-    """The ceilings by unit; nanos for currencies."""
+    """What was held at most, by unit; nanos for currencies."""
+    ceiling: dict[str, int] = {}
+    """The plain ceilings by unit, where the holds of its class were raised above them."""
+    unbounded: bool = False
+    """Whether a floor was held instead of a ceiling."""
     who: str = ""
     why: str = ""
     """Of a person's correction."""
@@ -58,6 +63,8 @@ def about_call(upstream: Upstream, service: Service, route: Route, estimate: Est
             route.name,
             estimate.model,
             dict(estimate.amounts),
+            dict(estimate.ceilings or {}),
+            not estimate.bounded,
         )
     )
 
@@ -95,6 +102,25 @@ def amounts_of(entry: Entry) -> Mapping[str, int]:
     if entry.kind == "presumed":
         return estimate_of(entry.about)
     return _result(entry.result).amounts
+
+
+class Lesson(NamedTuple):
+    """What an ended call teaches about ceilings: how high its own was, and what it really cost."""
+
+    of: Class
+    ceilings: Mapping[str, int]
+    actual: Mapping[str, int]
+
+
+def lesson_of(entry: Entry) -> Lesson | None:
+    """What an entry teaches; None where no actual is known, or no ceiling was held."""
+    if entry.rule != "actual":
+        return None
+    call = _about(entry.about)
+    if call.unbounded:
+        return None
+    of = Class(call.upstream, call.route, call.model)
+    return Lesson(of, call.ceiling or call.estimate, _result(entry.result).amounts)
 
 
 def readable(entry: Entry) -> dict[str, Any]:

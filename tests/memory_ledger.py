@@ -77,6 +77,9 @@ class MemoryLedger:
         found = [entry for entry in self.kept_entries.values() if entry.at_s >= since_s]
         return sorted(found, key=lambda entry: (entry.at_s, entry.id))
 
+    async def recent(self, most: int) -> list[Any]:
+        return [self.kept_entries[entry_id] for entry_id in sorted(self.kept_entries)[-most:]]
+
     async def budgets(self) -> list[BudgetRow]:
         return [BudgetRow(*row) for row in self.shapes.items()]
 

@@ -17,6 +17,7 @@ from budget_proxy import call_log
 from budget_proxy.call_log import MAX_DETAIL, MAX_TEXT, CallLog
 from budget_proxy.core.events import (
     CallEnded,
+    CeilingMoved,
     Event,
     HoldPresumed,
     InvariantBroken,
@@ -163,6 +164,32 @@ def test_levels_of_calls(outcome: str, level: str) -> None:
                 "hold_id": "h1",
                 "upstream": "openai",
                 "why": "deadline",
+            },
+        ),
+        (
+            CeilingMoved("openai", "chat", "gpt-4o", "USD", 2200, 1_200_000, raised=True),
+            {
+                "event": "ceiling_raised",
+                "level": "warning",
+                "upstream": "openai",
+                "route": "chat",
+                "model": "gpt-4o",
+                "unit": "USD",
+                "ratio_permille": 2200,
+                "surplus": "0.0012",
+            },
+        ),
+        (
+            CeilingMoved("openai", "chat", "gpt-4o", "input_tokens", 1000, 0, raised=False),
+            {
+                "event": "ceiling_lowered",
+                "level": "info",
+                "upstream": "openai",
+                "route": "chat",
+                "model": "gpt-4o",
+                "unit": "input_tokens",
+                "ratio_permille": 1000,
+                "surplus": "0",
             },
         ),
         (

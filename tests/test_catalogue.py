@@ -339,3 +339,16 @@ def test_every_ceiling_covers_what_its_own_tokens_cost() -> None:
                 output = {} if spoken else {OUTPUT: held.quantities[OUTPUT]}
                 actual = {kind: whole} | output | spoken
                 assert cost_of(route, actual, held.rates) <= held.amounts["USD"], (model.id, kind)
+
+
+def test_two_catalogues_that_say_the_same_are_equal() -> None:
+    def built(source: str = "genai-prices/openai", cents: int = 1, most: int = 10) -> Catalogue:
+        own = {"mine-*": ModelOverride({"input_tokens": Rate(cents)})}
+        return Catalogue(source, own, {"gpt-*": most})
+
+    used = built()
+    assert used.rates("gpt-4o", "", NOW_S) is not None
+    assert used == built(), "what was looked up does not matter"
+    for other in (built("genai-prices/anthropic"), built("none"), built(cents=2), built(most=11)):
+        assert built() != other
+    assert built() != "genai-prices/openai"

@@ -26,6 +26,7 @@ from budget_proxy.core.book import AccountState
 from budget_proxy.core.budget import Budget, Condition, PayerPart
 from budget_proxy.core.events import (
     CallEnded,
+    CeilingMoved,
     Event,
     HoldPresumed,
     InvariantBroken,
@@ -120,6 +121,7 @@ EVERY_EVENT: tuple[Event, ...] = (
     call(rule="hold_cut", cost=4 * NANOS, outcome="aborted"),
     call(outcome="refused", reason="spent", budget="company", rule="", retry=2),
     call(reported=(SHORT,), overruns=(Overrun("company", "(all)", "USD", NANOS // 2),)),
+    CeilingMoved("openai", "chat", "gpt-4o", "USD", 2200, NANOS, raised=True),
     HoldPresumed("h1", "openai", "owner_dead"),
     UpstreamFailed("openai", "connect"),
     WaitEnded("rate", "admitted", 1.5),
@@ -133,6 +135,7 @@ EVERY_EVENT: tuple[Event, ...] = (
 def filled() -> Metrics:
     subject = metrics(
         [account("company", spent=NANOS, held=2 * NANOS)],
+        ceilings=lambda: {("openai", "gpt-4o"): 2200},
         waiting=lambda: 3,
         in_flight=lambda: 4,
         log_lines_dropped=lambda: 5,
@@ -220,6 +223,8 @@ def test_calls_are_counted() -> None:
     assert value(subject, "budget_proxy_upstream_errors_total", upstream="openai", kind="connect")
     assert value(subject, "budget_proxy_invariant_violations_total") == 1
     assert value(subject, "budget_proxy_policy_last_reload_timestamp_seconds") == NOW_S
+    ceiling = value(subject, "budget_proxy_ceiling_ratio", upstream="openai", model="gpt-4o")
+    assert ceiling == 2.2
     assert value(subject, "budget_proxy_waiting") == 3
     assert value(subject, "budget_proxy_in_flight") == 4
     assert value(subject, "budget_proxy_log_lines_dropped_total") == 5
@@ -311,6 +316,14 @@ def test_an_answer_that_is_a_failure_is_an_upstream_error(kind: str) -> None:
     assert value(subject, "budget_proxy_upstream_errors_total", **labels) == 1
     who = {"upstream": "openai", "service": "checkout"}
     assert value(subject, "budget_proxy_requests_total", outcome="upstream_error", **who) == 1
+
+
+def test_of_the_ceilings_that_calls_passed_the_largest_are_shown() -> None:
+    models = {("openai", f"made-up-{number}"): 1001 + number for number in range(500)}
+    subject = metrics(ceilings=lambda: models | {("openai", "\ud800x"): 5000})
+    found = [v for (name, _), v in samples(subject).items() if name == "budget_proxy_ceiling_ratio"]
+    assert sorted(found) == [*[(1001 + number) / 1000 for number in range(401, 500)], 5.0]
+    assert "budget_proxy_ceiling_ratio" not in {name for name, _ in samples(metrics())}
 
 
 def test_an_observer_never_raises(caplog: pytest.LogCaptureFixture) -> None:

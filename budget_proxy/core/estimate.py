@@ -57,8 +57,8 @@ class Estimate(msgspec.Struct, frozen=True):
     """Whether the request tells what it can cost; else the policy's floor is held."""
     silent: bool = False
     """Whether the answer does not tell what it cost either."""
-    raised: Mapping[str, int] = {}
-    """By unit, what the amounts were multiplied by, in permille (`learned`)."""
+    ceilings: Mapping[str, int] | None = None
+    """The amounts as they were before `learned` raised them; None: it did not."""
 
 
 def model_of(route: Route, document: Document) -> str:

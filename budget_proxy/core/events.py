@@ -121,8 +121,26 @@ class PolicyReloaded:
     why: str = field(default="")
 
 
+@dataclass(frozen=True, slots=True)
+class CeilingMoved:
+    """The holds of a class of calls are raised because one passed its ceiling, or fall back."""
+
+    upstream: str
+    route: str
+    model: str
+    unit: str
+    ratio: int
+    """What its costliest call needed, as permille of its ceiling, with a margin; 1000: raised no
+    more."""
+    surplus: int
+    """The same as steps of the unit above the ceiling."""
+    raised: bool
+    """Whether the holds are higher than before."""
+
+
 Event = (
     CallEnded
+    | CeilingMoved
     | HoldPresumed
     | UpstreamFailed
     | WaitEnded

@@ -59,6 +59,10 @@ class Ledger(Protocol):
     async def entries(self, since_s: float) -> list[Entry]:
         """The entries written since an instant, oldest first. Raises LedgerDownError."""
 
+    async def recent(self, most: int) -> list[Entry]:
+        """The last entries by their ids, which rise with time: at most so many, oldest first, at
+        a cost that does not grow with the ledger. Raises LedgerDownError."""
+
     async def budgets(self) -> list[BudgetRow]:
         """The budgets this ledger has served. Raises LedgerDownError."""
 

@@ -228,6 +228,10 @@ class SqliteLedger:
         """See `Ledger.entries`."""
         return await self._reading(lambda: self._read_entries(since_s))
 
+    async def recent(self, most: int) -> list[Entry]:
+        """See `Ledger.recent`."""
+        return await self._reading(lambda: self._read_recent(most))
+
     async def budgets(self) -> list[BudgetRow]:
         """See `Ledger.budgets`."""
         return await self._reading(self._read_budgets)
@@ -493,6 +497,14 @@ class SqliteLedger:
             since_s,
         )
         return [_entry(row) for row in rows]
+
+    def _read_recent(self, most: int) -> list[Entry]:
+        rows = self._rows(
+            "SELECT id, at_s, kind, rule, legs, about, result FROM entries "
+            "ORDER BY id DESC LIMIT ?",
+            most,
+        )
+        return [_entry(row) for row in reversed(rows)]
 
     def _check(self) -> list[str]:
         """Every account holds what its open holds keep in it, read at one point in time."""

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 HEADER_PREFIX = "x-sandbox-"
 MAX_LATENCY_S = 600
 MAX_OUTPUT_TOKENS = 200_000
+MAX_HIDDEN_TOKENS = 1_000_000
 
 _NOTHING = ("", "none", "null")
 
@@ -37,6 +38,7 @@ class Settings:
     require_key: str | None = None
     service_header: str = "x-service"
     tokens: Literal["words", "bytes"] = "words"
+    hidden_tokens: int = 0
     output_tokens: int = 16
     bill_cut: Literal["full", "delivered"] = "full"
     latency_s: float = 0.0
@@ -167,6 +169,11 @@ KNOBS = _table(
             "tokens",
             _one_of("words", "bytes"),
             "input tokens: 'words' is a quarter of the text's bytes, 'bytes' all bytes of the body",
+        ),
+        Knob(
+            "hidden_tokens",
+            _whole(0, MAX_HIDDEN_TOKENS),
+            "input tokens billed on top, which no caller can see: a prompt of the provider's own",
         ),
         Knob(
             "output_tokens",

@@ -28,11 +28,11 @@ def input_tokens(settings: Settings, *, body_bytes: int, text_bytes: int, given:
     """How many tokens a request is: by its text, or in mode `bytes` by every byte of its body.
 
     `given` are tokens that the caller counted already (an embeddings request may hold token ids).
-    Mode `bytes` is the worst case that a byte-level tokenizer can reach.
+    Mode `bytes` is the worst case that a byte-level tokenizer can reach, but for a hidden prompt.
     """
     if settings.tokens == "bytes":
-        return max(1, body_bytes)
-    return max(1, -(-text_bytes // BYTES_PER_TOKEN) + given)
+        return max(1, body_bytes) + settings.hidden_tokens
+    return max(1, -(-text_bytes // BYTES_PER_TOKEN) + given) + settings.hidden_tokens
 
 
 def output_tokens(settings: Settings, limit: int | None) -> tuple[int, bool]:

@@ -340,5 +340,7 @@ def test_an_overrun_is_charged_in_full() -> None:
 
 def test_a_raised_hold_is_what_an_unknown_end_charges() -> None:
     upstream = upstream_of(CHAT)
-    raised = replace(held(upstream), amounts={"USD": 2 * HOLD, "requests": 1}, raised={"USD": 2000})
+    raised = replace(
+        held(upstream), amounts={"USD": 2 * HOLD, "requests": 1}, ceilings={"USD": HOLD}
+    )
     assert ended(upstream, raised, Course(True)).amounts == raised.amounts

@@ -227,6 +227,18 @@ def test_readers_see_holds_and_entries_as_they_were_written(told: Any) -> None:
     told(story)
 
 
+def test_the_last_entries_are_read_oldest_first_and_not_more_than_asked_for(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        assert await ledger.recent(3) == []
+        for number in (1, 3, 2, 5, 4):
+            await ledger.commit([hold(f"id-{number}"), settle(f"id-{number}", 1)])
+        await ledger.commit([hold("id-9")])
+        assert [entry.id for entry in await ledger.recent(3)] == ["id-3", "id-4", "id-5"]
+        assert sorted(await ledger.recent(9)) == sorted(await ledger.entries(0))
+
+    told(story)
+
+
 def test_readers_see_the_accounts_whose_window_is_open(told: Any) -> None:
     async def story(ledger: Ledger) -> None:
         await ledger.commit([hold("1", leg("D", 7, span=DAY), leg("A", 7))])

@@ -54,6 +54,16 @@ def test_a_chat_costs_its_input_and_its_output_to_the_nano() -> None:
     }
 
 
+@pytest.mark.parametrize("tokens", ["words", "bytes"])
+def test_a_hidden_prompt_is_billed_and_told_on_top_of_what_was_sent(tokens: Any) -> None:
+    plain, _ = charged(CHAT, hello(), Settings(tokens=tokens))
+    answer, line = charged(CHAT, hello(), Settings(tokens=tokens), x_sandbox_hidden_tokens="1000")
+    seen = plain["usage"]["prompt_tokens"]
+    assert answer["usage"]["prompt_tokens"] == seen + 1000
+    assert line["quantities"] == {"input_tokens": seen + 1000, "output_tokens": 16}
+    assert line["amount_nanos"] == (seen + 1000) * 150 + 16 * 600
+
+
 @pytest.mark.parametrize(
     ("limit", "produced", "finish"),
     [
