@@ -13,8 +13,8 @@ Rules of this file, each paid for by somebody:
 - Never on a network file system: neither lock nor WAL is sound there.
 - After any error the connection is thrown away and opened anew; a half-done transaction is not
   repaired, it is rolled back.
-- Each commit looks whether the file is still the one it opened: SQLite writes on into one that
-  was deleted or replaced, and says that all is well.
+- Each commit looks whether the file and its log (see `wal`) are still the ones it opened: SQLite
+  writes on into one that was deleted or replaced, and says that all is well.
 - On the loop nothing waits: whoever else may be writing is waited for in the thread.
 - No decision is taken here: see `core.book`.
 """
@@ -50,6 +50,7 @@ from budget_proxy.core.book import (
     Page,
 )
 from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError, LedgerRefusedError
+from budget_proxy.ledgers.wal import WriteAheadLog
 
 APPLICATION_ID = 0x62707879  # "bpxy"
 SCHEMA_VERSION = 1
@@ -111,6 +112,7 @@ class SqliteLedger:
         self._db: sqlite3.Connection | None = None
         self._file = (0, 0)
         """Device and inode of what is open."""
+        self._log = WriteAheadLog(path)
         self._patience_s = 0.0
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._work, name="ledger", daemon=True)
@@ -274,6 +276,7 @@ class SqliteLedger:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA cache_size = -16000")
+            self._log.opened(db)
         except BaseException:
             self._undo()
             raise
@@ -352,7 +355,13 @@ class SqliteLedger:
         if there != self._file:
             # Nor is it opened: the log of the old one would be written into it.
             raise OSError("the ledger file was replaced; put the old one back, or restart")
+        self._log.must_be_well()
         return self._db or self._connect(create=False)
+
+    def _look_at_log(self) -> None:
+        """Only in the thread, outside of a transaction."""
+        assert self._db is not None, "it was opened before"
+        self._log.look(self._db, alone=self._instance_file is not None)
 
     def _wait_at_most(self, patience_s: float) -> None:
         """How long SQLite itself waits for another program that has the file locked."""
@@ -381,10 +390,13 @@ class SqliteLedger:
     # -- writing ---------------------------------------------------------------------------------
 
     def _begin(self) -> bool:
-        """Begin a transaction; False where another program is writing: a backup, somebody's shell.
-        Only under the write lock, which those do not know."""
+        """Begin a transaction; False where that may have to wait: another program is writing (a
+        backup, somebody's shell, which do not know our lock), or the log is not well. Only under
+        the write lock."""
         db = self._connection()
         self._wait_at_most(0.0)
+        if not self._log.is_well():
+            return False
         try:
             db.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
@@ -395,6 +407,7 @@ class SqliteLedger:
 
     def _begin_patiently(self) -> None:
         assert self._db is not None, "it was opened to begin"
+        self._look_at_log()
         self._wait_at_most(LOCK_WAIT_S)
         self._db.execute("BEGIN IMMEDIATE")
 
@@ -417,24 +430,31 @@ class SqliteLedger:
     def _sync(self) -> None:
         assert self._db is not None, "a transaction is open"
         self._db.execute("COMMIT")
+        self._look_at_log()
 
     def _undo(self) -> None:
         """Roll back by closing: what state the connection is in is not worth knowing."""
         if self._db is not None:
+            with contextlib.suppress(sqlite3.Error, OSError, LedgerDownError):
+                self._db.rollback()
+                # Last chance to notice: the next connection takes whatever log lies there.
+                self._look_at_log()
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
             self._db = None
+            self._log.closed()
 
     def _save_budgets(self, rows: list[BudgetRow]) -> None:
         with self._write_lock():
             db = self._connection()
+            self._look_at_log()
             db.execute("BEGIN IMMEDIATE")
             db.executemany(
                 "INSERT INTO budgets (name, shape) VALUES (?, ?) "
                 "ON CONFLICT DO UPDATE SET shape = excluded.shape",
                 rows,
             )
-            db.execute("COMMIT")
+            self._sync()
 
     # -- reading ---------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import pytest
 
 from budget_proxy.core.book import Adjust, Held, Hold, Leg, Outcome, Release, Settle
 from budget_proxy.core.window import Span
-from budget_proxy.ledgers import LedgerDownError, LedgerRefusedError, sqlite
+from budget_proxy.ledgers import BudgetRow, LedgerDownError, LedgerRefusedError, sqlite, wal
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.sqlite import SqliteLedger, file_system
 
@@ -465,6 +465,225 @@ def test_a_ledger_that_was_replaced_is_not_written_to(
 
     run(story, path)
     assert new.read_bytes() == before
+
+
+def take_away(log: Path) -> None:
+    log.unlink()
+
+
+def move_away(log: Path) -> None:
+    log.rename(log.with_name("elsewhere"))
+
+
+def put_another(log: Path) -> None:
+    """With the same bytes: what counts is that it is another file."""
+    other = log.with_name("other")
+    other.write_bytes(log.read_bytes())
+    other.rename(log)
+
+
+def put_an_old_one(log: Path) -> None:
+    """It has commits of its own, which must not come back."""
+    log.with_name("an-old-one").rename(log)
+
+
+def empty(log: Path) -> None:
+    log.write_bytes(b"")
+
+
+def cut(log: Path) -> None:
+    os.truncate(log, log.stat().st_size - 5000)
+
+
+LOG_ACCIDENTS: list[tuple[Callable[[Path], None], str, bool]] = [
+    (take_away, "ledger.db-wal was deleted .* Nothing is lost. Restart budget-proxy$", True),
+    (move_away, "ledger.db-wal was deleted .* Nothing is lost. Restart budget-proxy$", True),
+    (put_another, "was replaced .* Nothing is lost. Stop budget-proxy, delete that file", True),
+    (put_an_old_one, "was replaced .* Nothing is lost. Stop budget-proxy, delete that file", True),
+    (empty, "was cut short .* Restart budget-proxy, and compare its accounts with the", False),
+    (cut, "was cut short .* Restart budget-proxy, and compare its accounts with the", False),
+]
+"""What happens to the log, what the error says, and whether all commits are there afterwards."""
+ACCIDENTS = pytest.mark.parametrize(
+    ("happens", "says", "all_there"), LOG_ACCIDENTS, ids=[row[0].__name__ for row in LOG_ACCIDENTS]
+)
+
+
+@ACCIDENTS
+def test_a_log_that_is_gone_or_cut_is_noticed_before_a_commit_is_lost(
+    happens: Callable[[Path], None], says: str, all_there: bool, tmp_path: Path
+) -> None:
+    """And said until the restart, whatever else fails meanwhile."""
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+
+    async def story(ledger: SqliteLedger) -> None:
+        for number in range(5):
+            await ledger.commit([hold(f"{number}", 10)])
+            if number == 1:
+                (tmp_path / "an-old-one").write_bytes(log.read_bytes())
+        happens(log)
+        for _ in range(3):
+            with pytest.raises(LedgerDownError, match=says):
+                await ledger.commit([hold("never kept", 10)])
+        with pytest.raises(LedgerDownError, match=says):
+            await ledger.remember_budgets([BudgetRow("A", "never kept")])
+        with pytest.raises(LedgerDownError, match=says):
+            await ledger.accounts()
+
+    async def after(ledger: SqliteLedger) -> None:
+        kept = {held.id for held in await ledger.holds()}
+        assert kept <= {f"{number}" for number in range(5)}
+        assert len(kept) == 5 or not all_there
+        assert await figures(ledger) in ([(0, 10 * len(kept))], [])
+        assert await ledger.check() == []
+        assert await ledger.budgets() == []
+        await ledger.commit([hold("goes on", 1)])
+
+    run(story, path, sole=True)
+    run(after, path, sole=True)
+
+
+@ACCIDENTS
+def test_what_happens_to_the_log_before_an_error_is_not_hidden_by_opening_anew(
+    happens: Callable[[Path], None],
+    says: str,
+    all_there: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+
+    def fails(*_: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 10)])
+        (tmp_path / "an-old-one").write_bytes(log.read_bytes())
+        await ledger.commit([hold("2", 10)])
+        happens(log)
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteLedger, "_rows", fails)
+            with pytest.raises(LedgerDownError, match="disk I/O error"):
+                await ledger.accounts()
+        with pytest.raises(LedgerDownError, match=says):
+            await ledger.commit([hold("never kept", 10)])
+
+    async def after(ledger: SqliteLedger) -> None:
+        assert len(await ledger.holds()) == 2 or not all_there
+
+    run(story, path, sole=True)
+    run(after, path, sole=True)
+
+
+def test_a_log_that_vanishes_while_a_commit_is_written_fails_that_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outcome is unknown to the caller, who may repeat it; here it was kept."""
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+    real = sqlite.book.apply
+
+    def vanishes(*given: Any) -> Any:
+        log.unlink()
+        return real(*given)
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 10)])
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite.book, "apply", vanishes)
+            with pytest.raises(LedgerDownError, match="was deleted while"):
+                await ledger.commit([hold("2", 10)])
+
+    async def after(ledger: SqliteLedger) -> None:
+        assert [held.id for held in await ledger.holds()] == ["1", "2"]
+
+    run(story, path, sole=True)
+    run(after, path, sole=True)
+
+
+def test_a_lost_log_is_saved_only_by_the_one_that_serves(tmp_path: Path) -> None:
+    """A correction beside it cannot know whose log the common index is about."""
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 10)])
+        guest = SqliteLedger.open(path)
+        log.unlink()
+        with pytest.raises(LedgerDownError, match=r"was deleted while it was in use\. Try again"):
+            await guest.commit([hold("never kept", 10)])
+        await guest.close()
+        with pytest.raises(LedgerDownError, match="Nothing is lost"):
+            await ledger.commit([hold("never kept", 10)])
+
+    async def after(ledger: SqliteLedger) -> None:
+        assert [held.id for held in await ledger.holds()] == ["1"]
+
+    run(story, path, sole=True)
+    run(after, path, sole=True)
+
+
+def test_a_lost_log_that_a_reader_keeps_from_being_saved_is_called_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal, "SAVE_WAIT_S", 0.1)
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 10)])
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM holds").fetchone()
+        await ledger.commit([hold("2", 10)])
+        (tmp_path / "ledger.db-wal").unlink()
+        for _ in range(2):
+            with pytest.raises(LedgerDownError, match=r"was deleted .* commits may be lost"):
+                await ledger.commit([hold("never kept", 10)])
+        reader.close()
+
+    run(story, path, sole=True)
+
+
+@pytest.mark.parametrize("mode", ["PASSIVE", "FULL", "RESTART", "TRUNCATE"])
+def test_a_checkpoint_by_another_program_is_no_accident(mode: str, tmp_path: Path) -> None:
+    """Not even when somebody wrote after it, so that the log is short but not empty."""
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: SqliteLedger) -> None:
+        for number in range(20):
+            await ledger.commit([hold(f"{number}")])
+            if number % 3 == 0:
+                other = sqlite3.connect(path)
+                busy = other.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()[0]
+                assert not busy
+                if number % 2 == 0:
+                    other.execute("INSERT INTO budgets VALUES (?, '')", (f"{number}",))
+                    other.commit()
+                other.close()
+        assert await figures(ledger) == [(0, 20)]
+        assert await ledger.check() == []
+
+    run(story, path, sole=True)
+    run(story_after_checkpoints, path, sole=True)
+
+
+async def story_after_checkpoints(ledger: SqliteLedger) -> None:
+    assert len(await ledger.holds()) == 20
+    assert len(await ledger.budgets()) == 4
+
+
+def test_a_log_that_starts_over_by_itself_is_no_accident(tmp_path: Path) -> None:
+    """SQLite checkpoints every 1,000 pages and writes from the beginning again."""
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+
+    async def story(ledger: SqliteLedger) -> None:
+        sizes = []
+        for number in range(12):
+            about = b"x" * 1_000_000
+            await ledger.commit([hold(f"{number}", about=about), Release(f"{number}", "not_sent")])
+            sizes.append(log.stat().st_size)
+        assert len(set(sizes)) < 12, "it started over"
+        assert len(await ledger.entries(0)) == 12
+
+    run(story, path, sole=True)
 
 
 def test_the_clock_is_read_while_the_lock_is_held(tmp_path: Path) -> None:
