@@ -53,7 +53,7 @@ WIRING = {
     "admin": ("app",),
     "metrics": ("app",),
     "call_log": ("app", "run"),
-    "app": ("run", "upkeep"),
+    "app": ("run",),
     "run": ("__main__",),
     "catalogue": ("__main__",),
     "ledgers.sqlite": ("app", "upkeep"),

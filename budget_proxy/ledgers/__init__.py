@@ -7,12 +7,19 @@ it, in one transaction. Every store is held to `tests/ledgers/test_contract.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from budget_proxy.core.book import AccountState, Entry, OpenHold, Operation, Outcome
 
+SQLITE = "sqlite:///"
 Clock = Callable[[], float]
 """Epoch seconds."""
+
+
+def ledger_path(url: str) -> Path:
+    """The file of a `sqlite:///` URL: three slashes are relative, four absolute."""
+    return Path(url.removeprefix(SQLITE))
 
 
 class LedgerDownError(Exception):

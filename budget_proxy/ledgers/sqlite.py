@@ -30,6 +30,7 @@ import re
 import sqlite3
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,6 +95,8 @@ _LOAD_ACCOUNTS = (
 _IDS = "WHERE id IN (SELECT value FROM json_each(?))"
 _LOAD_HOLDS = f"SELECT id, owner, at_s, deadline_s, legs, about FROM holds {_IDS}"  # noqa: S608
 _LOAD_ENTRIES = f"SELECT id, at_s, kind, rule, legs, about, result FROM entries {_IDS}"  # noqa: S608
+_PASSING = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL))
+"""Errors that say that another program was in the way."""
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 _encode = msgspec.json.Encoder().encode
 _decode_held = msgspec.json.Decoder(tuple[HeldLeg, ...]).decode
@@ -131,6 +134,17 @@ class SqliteLedger:
         except BaseException:
             ledger._give_up()
             raise
+        ledger._thread.start()
+        return ledger
+
+    @classmethod
+    def open_to_read(cls, path: Path, *, clock: Clock = time.time) -> SqliteLedger:
+        """A ledger that only answers questions: no lock is taken, nothing is written, and the file
+        is opened with the first question, which raises LedgerRefusedError where it cannot be.
+        Raises LedgerRefusedError on a network file system.
+        """
+        ledger = cls(Path(os.path.realpath(path)), clock)
+        _refuse_network(ledger._path)
         ledger._thread.start()
         return ledger
 
@@ -174,8 +188,7 @@ class SqliteLedger:
     async def commit(self, batch: Sequence[Operation]) -> Sequence[Outcome]:
         """See `Ledger.commit`."""
         async with self._turn:
-            if self._lock_file is None:
-                raise LedgerDownError(f"{self._path} is closed")
+            self._must_be_writable()
             await self._take_lock()
             try:
                 if not self._begin():
@@ -282,6 +295,24 @@ class SqliteLedger:
             raise
         return db
 
+    def _connect_to_read(self) -> None:
+        uri = f"file:{urllib.parse.quote(os.fsencode(self._path))}?mode=ro"
+        try:
+            os.close(os.open(self._path, os.O_RDONLY))  # which says why it cannot
+            self._db = sqlite3.connect(
+                uri, uri=True, isolation_level=None, check_same_thread=False, timeout=LOCK_WAIT_S
+            )
+            if not self._is_ours(self._db):
+                raise OSError("it is empty, no proxy has used it yet")
+        except LedgerRefusedError:
+            self._undo()
+            raise
+        except (sqlite3.Error, OSError) as error:
+            self._undo()
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
+                raise
+            raise LedgerRefusedError(f"{self._path} cannot be read as a ledger: {error}") from error
+
     def _is_ours(self, db: sqlite3.Connection) -> bool:
         """Whether there is a ledger in the file; False: nothing at all."""
         application = db.execute("PRAGMA application_id").fetchone()[0]
@@ -317,6 +348,11 @@ class SqliteLedger:
         except BlockingIOError:
             return False
         return True
+
+    def _must_be_writable(self) -> None:
+        if self._lock_file is None:
+            why = "is closed" if self._closed else "was only opened to be read"
+            raise LedgerDownError(f"{self._path} {why}")
 
     async def _take_lock(self) -> None:
         try:
@@ -375,7 +411,9 @@ class SqliteLedger:
         return work()
 
     def _drop_connection(self) -> None:
-        if self._db is not None:
+        if self._lock_file is None:
+            self._undo()
+        elif self._db is not None:
             with contextlib.suppress(LedgerDownError, OSError), self._write_lock():
                 self._undo()
 
@@ -445,6 +483,7 @@ class SqliteLedger:
             self._log.closed()
 
     def _save_budgets(self, rows: list[BudgetRow]) -> None:
+        self._must_be_writable()
         with self._write_lock():
             db = self._connection()
             self._look_at_log()
@@ -459,7 +498,9 @@ class SqliteLedger:
     # -- reading ---------------------------------------------------------------------------------
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
-        if self._db is None:
+        if self._db is None and self._lock_file is None:
+            self._connect_to_read()
+        elif self._db is None:
             with self._write_lock():
                 self._connection()
         assert self._db is not None, "opened just above"

@@ -32,8 +32,8 @@ class WriteAheadLog:
     """The log beside one ledger file; its methods are called under the write lock."""
 
     def __init__(self, ledger: Path) -> None:
-        self._path = ledger.with_name(f"{ledger.name}-wal")
-        self._index_path = ledger.with_name(f"{ledger.name}-shm")
+        self._path = Path(f"{ledger}-wal")
+        self._index_path = Path(f"{ledger}-shm")
         self._index: int | None = None
         self._file: tuple[int, int] | None = None
         """Device and inode of the one that is open."""

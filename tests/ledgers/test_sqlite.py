@@ -353,6 +353,116 @@ def test_an_error_while_reading_is_over_with_the_next_read(
     run(story, tmp_path / "ledger.db")
 
 
+QUESTIONS = ("accounts", "holds", "budgets", "check")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of the ledger and its log; the index (`-shm`) is no part of what is kept."""
+    return {
+        name: (folder / name).read_bytes()
+        for name in ("ledger.db", "ledger.db-wal")
+        if (folder / name).exists()
+    }
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])
+def test_reading_changes_nothing_and_needs_no_lock(killed: bool, tmp_path: Path) -> None:
+    """Nor does it end the log of a proxy that was killed: that is for the next one that serves."""
+    path = tmp_path / "live" / "ledger.db"
+    path.parent.mkdir()
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 30), hold("2", 5), settle("2", 5)])
+        if killed:  # a copy is what a kill leaves
+            for name, content in contents(path.parent).items():
+                (tmp_path / name).write_bytes(content)
+
+    async def read() -> None:
+        ledger = SqliteLedger.open_to_read(tmp_path / "ledger.db")
+        assert await figures(ledger) == [(5, 30)]
+        assert [entry.id for entry in await ledger.entries(0)] == ["2"]
+        for question in QUESTIONS:
+            await getattr(ledger, question)()
+        for change in (ledger.commit([hold("3")]), ledger.remember_budgets([BudgetRow("A", "x")])):
+            with pytest.raises(LedgerDownError, match="opened to be read"):
+                await change
+        await ledger.close()
+
+    run(story, path)
+    if not killed:
+        path.rename(tmp_path / "ledger.db")
+    (tmp_path / "ledger.db.lock").touch()
+    before = contents(tmp_path)
+    assert len(before) == 1 + killed
+    with locked(tmp_path / "ledger.db.lock"):
+        for _ in range(2):
+            asyncio.run(read())
+    assert contents(tmp_path) == before | {"ledger.db-wal": before.get("ledger.db-wal", b"")}
+
+
+def test_reading_sees_what_a_proxy_beside_it_commits(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: SqliteLedger) -> None:
+        reader = SqliteLedger.open_to_read(path)
+        for number in range(1, 5):
+            await ledger.commit([hold(f"{number}")])
+            assert await figures(reader) == [(0, number)]
+        await reader.close()
+        await ledger.commit([settle("1")])
+        assert await ledger.check() == []
+
+    run(story, path, sole=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"), [*REFUSED[:4], (Path.touch, "it is empty, no proxy has used it yet")]
+)
+def test_what_is_not_a_ledger_is_not_read(
+    make: Callable[[Path], None], says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.db"
+    make(path)
+    before = path.read_bytes()
+
+    async def read() -> None:
+        ledger = SqliteLedger.open_to_read(path)
+        for _ in range(2):
+            with pytest.raises(LedgerRefusedError) as caught:
+                await ledger.accounts()
+            assert says.partition(". Name")[0] in str(caught.value)
+        await ledger.close()
+
+    asyncio.run(read())
+    assert path.read_bytes() == before
+
+
+def test_reading_what_another_program_keeps_ends_and_is_good_again_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "LOCK_WAIT_S", 0.2)
+    path = tmp_path / "ledger.db"
+
+    async def write(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 30)])
+
+    async def read() -> None:
+        ledger = SqliteLedger.open_to_read(path)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(2):
+            with pytest.raises(LedgerDownError, match="database is locked"):
+                await ledger.accounts()
+        other.execute("ROLLBACK")
+        other.close()
+        assert await figures(ledger) == [(0, 30)]
+        await ledger.close()
+
+    run(write, path)
+    asyncio.run(read())
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """The write lock in the hands of another process, as far as `flock` can tell."""
