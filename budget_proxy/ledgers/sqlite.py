@@ -51,10 +51,11 @@ from budget_proxy.core.book import (
     Page,
 )
 from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError, LedgerRefusedError
+from budget_proxy.ledgers.upgrade import upgrade
 from budget_proxy.ledgers.wal import WriteAheadLog
 
 APPLICATION_ID = 0x62707879  # "bpxy"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOCK_WAIT_S = 2.0
 """How long to wait for another process's write (the command line's corrections are short)."""
 MOUNTS = Path("/proc/self/mountinfo")
@@ -70,7 +71,7 @@ CREATE TABLE accounts (
     budget TEXT NOT NULL, payer TEXT NOT NULL, window TEXT NOT NULL, unit TEXT NOT NULL,
     start_s INTEGER NOT NULL, end_s INTEGER, lim INTEGER NOT NULL,
     spent INTEGER NOT NULL, held INTEGER NOT NULL,
-    PRIMARY KEY (budget, payer, window)
+    PRIMARY KEY (budget, payer, window, unit)
 ) WITHOUT ROWID, STRICT;
 CREATE INDEX accounts_end ON accounts (end_s);
 CREATE TABLE holds (
@@ -90,7 +91,8 @@ _SAVE_ACCOUNT = (
 )
 _LOAD_ACCOUNTS = (
     f"SELECT {_ACCOUNT} FROM json_each(?) AS wanted JOIN accounts "  # noqa: S608
-    "ON budget = wanted.value ->> 0 AND payer = wanted.value ->> 1 AND window = wanted.value ->> 2"
+    "ON budget = wanted.value ->> 0 AND payer = wanted.value ->> 1 "
+    "AND window = wanted.value ->> 2 AND unit = wanted.value ->> 3"
 )
 _IDS = "WHERE id IN (SELECT value FROM json_each(?))"
 _LOAD_HOLDS = f"SELECT id, owner, at_s, deadline_s, legs, about FROM holds {_IDS}"  # noqa: S608
@@ -284,8 +286,11 @@ class SqliteLedger:
         )
         self._patience_s = LOCK_WAIT_S
         try:
-            if not self._is_ours(db):
+            version = self._version_of(db)
+            if not version:
                 self._create(db, create)
+            elif version < SCHEMA_VERSION:
+                upgrade(db)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA cache_size = -16000")
@@ -302,7 +307,7 @@ class SqliteLedger:
             self._db = sqlite3.connect(
                 uri, uri=True, isolation_level=None, check_same_thread=False, timeout=LOCK_WAIT_S
             )
-            if not self._is_ours(self._db):
+            if not self._version_of(self._db):
                 raise OSError("it is empty, no proxy has used it yet")
         except LedgerRefusedError:
             self._undo()
@@ -313,13 +318,13 @@ class SqliteLedger:
                 raise
             raise LedgerRefusedError(f"{self._path} cannot be read as a ledger: {error}") from error
 
-    def _is_ours(self, db: sqlite3.Connection) -> bool:
-        """Whether there is a ledger in the file; False: nothing at all."""
+    def _version_of(self, db: sqlite3.Connection) -> int:
+        """The schema of the ledger in the file; 0: there is nothing at all."""
         application = db.execute("PRAGMA application_id").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
         tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if application == APPLICATION_ID and version == SCHEMA_VERSION:
-            return True
+        if application == APPLICATION_ID and 1 <= version <= SCHEMA_VERSION:
+            return version
         if application == APPLICATION_ID:
             raise LedgerRefusedError(
                 f"{self._path} was written by another version (schema {version}, this one knows "
@@ -329,7 +334,7 @@ class SqliteLedger:
             raise LedgerRefusedError(
                 f"{self._path} is an SQLite file of something else. Name another file."
             )
-        return False
+        return 0
 
     def _create(self, db: sqlite3.Connection, allowed: bool) -> None:
         if not allowed:
@@ -542,8 +547,8 @@ class SqliteLedger:
         for hold in self._read_holds():
             for leg in hold.legs:
                 kept[leg.key] = kept.get(leg.key, 0) + leg.amount
-        rows = self._rows("SELECT budget, payer, window, held FROM accounts WHERE held != 0")
-        held = {Key(*row[:3]): row[3] for row in rows}
+        rows = self._rows("SELECT budget, payer, window, unit, held FROM accounts WHERE held != 0")
+        held = {Key(*row[:4]): row[4] for row in rows}
         return [
             f"account {key} holds {held.get(key, 0)}, its open holds {kept.get(key, 0)}"
             for key in sorted(kept.keys() | held.keys())
@@ -606,12 +611,11 @@ def _save(db: sqlite3.Connection, page: Page) -> None:
 
 def _account_row(account: Account) -> tuple[Any, ...]:
     figures = (account.limit, account.spent, account.held)
-    return (*account.key, account.unit, account.start_s, account.end_s, *figures)
+    return (*account.key, account.start_s, account.end_s, *figures)
 
 
 def _account(row: tuple[Any, ...]) -> Account:
-    budget, payer, window, *rest = row
-    return Account(Key(budget, payer, window), *rest)
+    return Account(Key(*row[:4]), *row[4:])
 
 
 def _hold(row: tuple[Any, ...]) -> OpenHold:

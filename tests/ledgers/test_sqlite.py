@@ -17,7 +17,14 @@ import pytest
 
 from budget_proxy.core.book import Adjust, Held, Hold, Leg, Outcome, Release, Settle
 from budget_proxy.core.window import Span
-from budget_proxy.ledgers import BudgetRow, LedgerDownError, LedgerRefusedError, sqlite, wal
+from budget_proxy.ledgers import (
+    BudgetRow,
+    LedgerDownError,
+    LedgerRefusedError,
+    sqlite,
+    upgrade,
+    wal,
+)
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.sqlite import SqliteLedger, file_system
 
@@ -214,6 +221,114 @@ def test_a_system_that_tells_nothing_of_its_mounts_is_no_obstacle(
 ) -> None:
     monkeypatch.setattr(sqlite, "MOUNTS", tmp_path / "nothing")
     asyncio.run(SqliteLedger.open(tmp_path / "ledger.db").close())
+
+
+# -- files of older versions ----------------------------------------------------------------------
+
+
+VERSION_1 = """
+CREATE TABLE accounts (
+    budget TEXT NOT NULL, payer TEXT NOT NULL, window TEXT NOT NULL, unit TEXT NOT NULL,
+    start_s INTEGER NOT NULL, end_s INTEGER, lim INTEGER NOT NULL,
+    spent INTEGER NOT NULL, held INTEGER NOT NULL,
+    PRIMARY KEY (budget, payer, window)
+) WITHOUT ROWID, STRICT;
+CREATE INDEX accounts_end ON accounts (end_s);
+CREATE TABLE holds (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, at_s REAL NOT NULL, deadline_s REAL NOT NULL,
+    legs BLOB NOT NULL, about BLOB NOT NULL
+) WITHOUT ROWID, STRICT;
+CREATE TABLE entries (
+    id TEXT PRIMARY KEY, at_s REAL NOT NULL, kind TEXT NOT NULL, rule TEXT NOT NULL,
+    legs BLOB NOT NULL, about BLOB NOT NULL, result BLOB NOT NULL
+) WITHOUT ROWID, STRICT;
+CREATE TABLE budgets (name TEXT PRIMARY KEY, shape TEXT NOT NULL) WITHOUT ROWID, STRICT;
+PRAGMA application_id = 1651538041;
+PRAGMA user_version = 1;
+PRAGMA journal_mode = WAL;
+INSERT INTO budgets VALUES ('A', 'USD|total|');
+INSERT INTO accounts VALUES
+    ('A', '(all)', 'total', 'USD', 0, NULL, 100, 63, 12),
+    ('A', 'zoë', 'total', 'USD', 0, NULL, 100, 5, 0);
+INSERT INTO holds VALUES
+    ('1', 'me', 0.0, 9.0, CAST('[["A","(all)","total","USD",10]]' AS BLOB), x'7b7d'),
+    ('2', 'me', 0.0, 9.0, CAST('[["A","(all)","total","requests",2]]' AS BLOB), x'7b7d');
+INSERT INTO entries VALUES
+    ('3', 1.0, 'settled', 'actual',
+     CAST('[["A","(all)","total","USD",70,60],["A","zoë","total","USD",5,5]]' AS BLOB),
+     x'7b7d', x'7b7d'),
+    ('4', 2.0, 'settled', 'actual',
+     CAST('[["A","(all)","total","requests",1,1]]' AS BLOB), x'7b7d', x'7b7d'),
+    ('5', 3.0, 'adjusted', 'person',
+     CAST('[["A","(all)","total","requests",0,2]]' AS BLOB), x'7b7d', x'7b7d');
+"""
+"""A ledger whose budget has changed from USD to requests, and whose account has added both."""
+
+
+def a_version_1(path: Path) -> None:
+    db = sqlite3.connect(path)
+    db.executescript(VERSION_1)
+    db.close()
+
+
+def test_a_ledger_of_version_1_keeps_all_and_tells_units_apart(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    a_version_1(path)
+
+    async def upgraded(ledger: SqliteLedger) -> None:
+        accounts = {(row.payer, row.unit): row for row in await ledger.accounts()}
+        figures = {name: (row.limit, row.spent, row.held) for name, row in accounts.items()}
+        assert figures == {
+            ("(all)", "USD"): (100, 60, 10),
+            ("(all)", "requests"): (100, 3, 2),
+            ("zoë", "USD"): (100, 5, 0),
+        }
+        assert await ledger.check() == []
+        assert [held.id for held in await ledger.holds()] == ["1", "2"]
+        assert [entry.id for entry in await ledger.entries(0)] == ["3", "4", "5"]
+        assert await ledger.budgets() == [("A", "USD|total|")]
+
+    async def ends(ledger: SqliteLedger) -> None:
+        await ledger.commit([settle("1", 1), Settle("2", {"requests": 1}, "actual")])
+        rows = {(row.payer, row.unit): row.spent for row in await ledger.accounts()}
+        assert rows == {("(all)", "USD"): 61, ("(all)", "requests"): 4, ("zoë", "USD"): 5}
+        assert await ledger.check() == []
+
+    run(upgraded, path)
+    run(upgraded, path, sole=True)
+    run(ends, path)
+
+
+def test_a_ledger_of_version_1_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    a_version_1(path)
+    before = path.read_bytes()
+
+    async def read() -> None:
+        ledger = SqliteLedger.open_to_read(path)
+        assert await figures(ledger) == [(63, 12), (5, 0)]
+        await ledger.close()
+
+    asyncio.run(read())
+    assert path.read_bytes() == before
+
+
+def test_an_upgrade_that_fails_has_changed_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.db"
+    a_version_1(path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(upgrade, "_TABLE", "CREATE TABLE holds (it_is_there_already)")
+        with pytest.raises(LedgerRefusedError, match="holds already exists"):
+            SqliteLedger.open(path)
+    assert path.read_bytes() == before
+
+    async def whole(ledger: SqliteLedger) -> None:
+        assert await ledger.check() == []
+
+    run(whole, path)
 
 
 # -- who may use it ------------------------------------------------------------------------------
