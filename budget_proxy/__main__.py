@@ -136,7 +136,8 @@ def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "adjust",
         help="correct what an account has spent",
         description="Add an amount to what an account has spent in the window that runs now "
-        "(negative: give back). Works beside a running proxy. Example: "
+        "(negative: give back). Works beside a running proxy, and needs none of the policy's keys "
+        "and credentials. Example: "
         "budget-proxy ledger adjust company '(all)' -1.50USD --policy p.yaml --reason 'crash'",
     )
     adjust.add_argument("budget")
@@ -209,12 +210,15 @@ def shipped(name: str) -> Path | None:
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
-def read_policy(name: str) -> House:
-    """Load a policy with the environment's values. Raises PolicyError."""
+def read_policy(name: str, *, with_secrets: bool = True) -> House:
+    """Load a policy with the environment's values; without secrets: to look at, not to serve.
+    Raises PolicyError."""
     from budget_proxy.catalogue import Catalogue  # noqa: PLC0415
     from budget_proxy.policy import load  # noqa: PLC0415
 
-    return load(find_policy(name), environment=os.environ, prices=Catalogue)
+    return load(
+        find_policy(name), environment=os.environ, prices=Catalogue, with_secrets=with_secrets
+    )
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -323,7 +327,7 @@ def _adjust(options: argparse.Namespace) -> int:
     from budget_proxy import upkeep  # noqa: PLC0415
     from budget_proxy.report import accounts_table  # noqa: PLC0415
 
-    house = read_policy(options.policy)
+    house = read_policy(options.policy, with_secrets=False)
     words = (options.budget, options.payer, options.amount.strip(), options.reason)
     try:
         account = asyncio.run(upkeep.adjust(house, *words, who=getpass.getuser()))

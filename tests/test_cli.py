@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import json
+import os
 import re
 import signal
 import socket
@@ -35,11 +36,12 @@ from processes import (
 )
 
 from budget_proxy import __version__, upkeep
-from budget_proxy.__main__ import main
+from budget_proxy.__main__ import main, read_policy
 from budget_proxy.core.book import Hold, Leg, Settle
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers import sqlite
 from budget_proxy.ledgers.sqlite import SqliteLedger
+from budget_proxy.policy import PolicyError
 
 COMMANDS = ("serve", "check", "status", "ledger", "schema", "demo", "sandbox")
 LIMIT = 1_000_000_000
@@ -473,6 +475,75 @@ def test_a_correction_that_cannot_be_meant_is_refused(
     assert says in err
     assert err.count("\n") == 1
     assert len(shell.entries()) == 1
+
+
+SECRETIVE = """
+listen: 127.0.0.1:0
+admin: 127.0.0.1:0
+admin_token: ${ADMIN_TOKEN}
+ledger: sqlite:///${LEDGER:-ledger.db}
+upstreams:
+  openai: {url: "${OPENAI_URL}", tariff: openai, credential: "${OPENAI_API_KEY}"}
+  basic: {url: "https://${HOST}/v1", tariff: &geo [{match: {path: /x}, price: {requests: 1 USD}}],
+    credential: {basic: "${GEO_LOGIN}"}, proxy: "http://me:${PROXY_PASSWORD}@127.0.0.1:3128"}
+  header: {url: "http://127.0.0.1:9", tariff: *geo, credential: {header: x-key, value: "${GEO}"}}
+  query: {url: "http://127.0.0.1:9", tariff: *geo, credential: {query: key, value: "${GEO}"}}
+  bearer: {url: "http://127.0.0.1:9", tariff: *geo, credential: {bearer: "${file:/no/such}"}}
+services:
+  one: {key: "${ONE_KEY}", labels: {team: "${TEAM:-red}"}}
+  two: {keys: ["${TWO_KEY}", "${TWO_KEY_NEXT}"]}
+budgets:
+  cap: {limit: "${CAP:-1 USD}", per: total}
+  other: {limit: 1 USD, per: total}
+"""
+"""As a policy is in production: nothing secret stands in it."""
+
+
+def test_a_correction_needs_no_secrets(shell: Shell) -> None:
+    (shell.folder / "policy.yaml").write_text(SECRETIVE)
+    shown = shell.fine(*adjust("cap", "(all)", "-0.10USD"))
+    assert shown.splitlines()[1].split()[:3] == ["cap", "(all)", "0.2"]
+    code, _, err = shell("check", "policy.yaml")
+    assert code == 2
+    for name in ("ADMIN_TOKEN", "OPENAI_URL", "OPENAI_API_KEY", "GEO_LOGIN", "GEO", "TWO_KEY_NEXT"):
+        assert f"the variable {name} is not set" in err
+    code, _, err = shell("serve", "policy.yaml")
+    assert code == 2
+    assert "the variable ONE_KEY is not set" in err
+
+
+MATTERS = {
+    "the ledger": ("${LEDGER:-ledger.db}", "${LEDGER}", "LEDGER"),
+    "a limit": ("${CAP:-1 USD}", "${CAP}", "CAP"),
+    "a label": ("${TEAM:-red}", "${TEAM}", "TEAM"),
+    "a price": ("requests: 1 USD", "requests: '${PRICE}'", "PRICE"),
+}
+
+
+@pytest.mark.parametrize("place", MATTERS)
+def test_a_correction_needs_the_variables_that_matter_to_it(shell: Shell, place: str) -> None:
+    """And these are the only mistakes."""
+    there, instead, name = MATTERS[place]
+    assert there in SECRETIVE
+    (shell.folder / "policy.yaml").write_text(SECRETIVE.replace(there, instead))
+    code, _, err = shell(*adjust("cap", "(all)", "-0.10USD"))
+    assert code == 2
+    assert err.count("\n") == 1
+    assert f"the variable {name} is not set" in err
+    assert len(shell.entries()) == 1
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic", "teams"])
+def test_shipped_policies_can_be_read_without_secrets(name: str) -> None:
+    """Keys that are all unset are still the keys of different services."""
+    with pytest.MonkeyPatch.context() as place:
+        for variable in [key for key in os.environ if key.endswith(("KEY", "KEY_NEXT", "TOKEN"))]:
+            place.delenv(variable)
+        with pytest.raises(PolicyError, match="is not set"):
+            read_policy(name)
+        house = read_policy(name, with_secrets=False)
+    keys = [key for service in house.services.values() for key in service.keys]
+    assert len(set(keys)) == len(keys)
 
 
 def test_bytes_that_are_no_text_are_refused(folder: Path) -> None:
