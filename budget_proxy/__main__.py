@@ -19,12 +19,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from budget_proxy import __version__
-from budget_proxy.catalogue import Catalogue
-from budget_proxy.core.house import House
-from budget_proxy.policy import PolicyError, check, effective, json_schema, load
-from budget_proxy.report import accounts_table, budgets_table
+
+if TYPE_CHECKING:
+    from budget_proxy.core.house import House
+
+# Every command imports what it needs itself: `status` is for a machine in trouble, where a second
+# of computing can take a minute.
 
 OK, FAILED, WRONG = 0, 1, 2
 DEFAULT_ADMIN = "http://127.0.0.1:9090"
@@ -46,9 +49,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = command(options)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except PolicyError as error:
-        print(error, file=sys.stderr)
-        return WRONG
     except KeyboardInterrupt:
         return OK
     except BrokenPipeError:
@@ -85,7 +85,7 @@ def build_parser(*, sandbox: bool = True) -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the JSON Schema of policy files")
     schema.set_defaults(command=_schema)
     demo = commands.add_parser("demo", help="run everything here, against the built-in sandbox")
-    demo.set_defaults(command=_demo)
+    demo.set_defaults(command=_with_policy(_demo))
     sandbox_parser = commands.add_parser("sandbox", help="run an upstream to test against")
     if sandbox:
         _add_sandbox(sandbox_parser)
@@ -100,7 +100,7 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "SIGTERM lets calls finish for the policy's grace period, a second one ends at once.",
     )
     serve.add_argument("policy", help="the policy file (or the name of one that is shipped)")
-    serve.set_defaults(command=_serve)
+    serve.set_defaults(command=_with_policy(_serve))
 
 
 def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -136,7 +136,8 @@ def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "adjust",
         help="correct what an account has spent",
         description="Add an amount to what an account has spent in the window that runs now "
-        "(negative: give back). Works beside a running proxy. Example: "
+        "(negative: give back). Works beside a running proxy, and needs none of the policy's keys "
+        "and credentials. Example: "
         "budget-proxy ledger adjust company '(all)' -1.50USD --policy p.yaml --reason 'crash'",
     )
     adjust.add_argument("budget")
@@ -144,7 +145,7 @@ def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     adjust.add_argument("amount", help="with its unit, as in -1.50USD or +20requests")
     adjust.add_argument("--reason", required=True, help="kept in the ledger, with your name")
     adjust.add_argument("--policy", required=True, help="the policy file the ledger belongs to")
-    adjust.set_defaults(command=_adjust)
+    adjust.set_defaults(command=_with_policy(_adjust))
     for name, explained in (
         ("holds", "print the holds that have not ended, as JSON lines"),
         ("entries", "print the audit trail, oldest first, as JSON lines"),
@@ -161,6 +162,21 @@ def _helped(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], i
         return WRONG
 
     return command
+
+
+def _with_policy(command: Callable[[argparse.Namespace], int]) -> Callable[..., int]:
+    """The command, and the mistakes of the policy it reads said."""
+
+    def reading(options: argparse.Namespace) -> int:
+        from budget_proxy.policy import PolicyError  # noqa: PLC0415 - for commands with a policy
+
+        try:
+            return command(options)
+        except PolicyError as error:
+            print(error, file=sys.stderr)
+            return WRONG
+
+    return reading
 
 
 def _add_sandbox(parser: argparse.ArgumentParser) -> None:
@@ -194,12 +210,22 @@ def shipped(name: str) -> Path | None:
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
-def read_policy(name: str) -> House:
-    """Load a policy with the environment's values. Raises PolicyError."""
-    return load(find_policy(name), environment=os.environ, prices=Catalogue)
+def read_policy(name: str, *, with_secrets: bool = True) -> House:
+    """Load a policy with the environment's values; without secrets: to look at, not to serve.
+    Raises PolicyError."""
+    from budget_proxy.catalogue import Catalogue  # noqa: PLC0415
+    from budget_proxy.policy import load  # noqa: PLC0415
+
+    return load(
+        find_policy(name), environment=os.environ, prices=Catalogue, with_secrets=with_secrets
+    )
 
 
 def _check(options: argparse.Namespace) -> int:
+    from budget_proxy.catalogue import Catalogue  # noqa: PLC0415
+    from budget_proxy.policy import PolicyError, check, effective  # noqa: PLC0415
+    from budget_proxy.report import budgets_table  # noqa: PLC0415
+
     path = find_policy(options.policy)
     try:
         checked = check(path, environment=os.environ, prices=Catalogue)
@@ -229,6 +255,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _schema(_options: argparse.Namespace) -> int:
+    from budget_proxy.policy import json_schema  # noqa: PLC0415
+
     print(json.dumps(json_schema(), indent=2))
     return OK
 
@@ -244,6 +272,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _demo(_options: argparse.Namespace) -> int:
+    from budget_proxy.catalogue import Catalogue  # noqa: PLC0415
+    from budget_proxy.policy import load  # noqa: PLC0415
     from budget_proxy.run import DEMO_KEY, demo  # noqa: PLC0415 - loads the HTTP library
 
     _log_to_stderr()
@@ -272,6 +302,7 @@ def _log_to_stderr() -> None:
 
 def _status(options: argparse.Namespace) -> int:
     from budget_proxy import upkeep  # noqa: PLC0415
+    from budget_proxy.report import accounts_table  # noqa: PLC0415
 
     try:
         if options.ledger is not None:
@@ -294,8 +325,9 @@ def _on_a_terminal() -> bool:
 
 def _adjust(options: argparse.Namespace) -> int:
     from budget_proxy import upkeep  # noqa: PLC0415
+    from budget_proxy.report import accounts_table  # noqa: PLC0415
 
-    house = read_policy(options.policy)
+    house = read_policy(options.policy, with_secrets=False)
     words = (options.budget, options.payer, options.amount.strip(), options.reason)
     try:
         account = asyncio.run(upkeep.adjust(house, *words, who=getpass.getuser()))

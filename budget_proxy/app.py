@@ -28,20 +28,19 @@ from budget_proxy.admin import admin_runner, build_admin
 from budget_proxy.admission import Admission
 from budget_proxy.call_log import CallLog, Stream
 from budget_proxy.core.binding import Binding
-from budget_proxy.core.book import Adjust, Adjusted, Release
+from budget_proxy.core.book import Adjusted, Release
 from budget_proxy.core.events import Event, LedgerChanged, Observer, PolicyReloaded
 from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.learned import Learned
-from budget_proxy.core.money import parse_amount
-from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError
+from budget_proxy.correction import adjusted_account, correction_for
+from budget_proxy.ledgers import SQLITE, BudgetRow, Clock, LedgerDownError, ledger_path
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.listener import WHOLE_BODY_TIMES, Listener
 from budget_proxy.metrics import Metrics
 from budget_proxy.policy import PolicyError
 from budget_proxy.proxy import Proxy
-from budget_proxy.records import about_correction
 from budget_proxy.relearning import relearn
 from budget_proxy.roster import Roster
 from budget_proxy.upstream import Outgoing, Switchboard
@@ -50,17 +49,11 @@ logger = logging.getLogger(__name__)
 SCRAPE_LEDGER_S = 5.0
 LAND_S = 5.0
 """At the end: how long settlements may take to land; the rest is presumed at the next start."""
-SQLITE = "sqlite:///"
 GC_THRESHOLD = 50_000
 
 
 class CannotReloadError(ValueError):
     """A policy that is valid but needs a restart."""
-
-
-def ledger_path(url: str) -> Path:
-    """The file of a `sqlite:///` URL: three slashes are relative, four absolute."""
-    return Path(url.removeprefix(SQLITE))
 
 
 class App:
@@ -340,44 +333,6 @@ def _repriced(old: House, new: House) -> set[str]:
         if (now := new.upstreams.get(name)) is None
         or (now.tariff, now.prices) != (was.tariff, was.prices)
     }
-
-
-def correction_for(
-    house: House, budget: str, payer: str, amount_text: str, reason: str, who: str, call_id: str
-) -> Adjust:
-    """A person's correction of an account. Raises ValueError for what cannot be meant."""
-    found = next((known for known in house.budgets if known.name == budget), None)
-    if found is None:
-        names = ", ".join(known.name for known in house.budgets)
-        raise ValueError(f"there is no budget {budget!r}; the policy has {names}")
-    if found.span.per == "request":
-        raise ValueError(f"budget {budget!r} is per request and keeps no account")
-    for what, text in (("payer", payer), ("reason", reason)):
-        if not (text and text.isprintable()):
-            raise ValueError(f"the {what} {text!r} is not a line of text")
-    amount, unit = parse_amount(amount_text)
-    if unit != found.unit:
-        raise ValueError(f"budget {budget!r} is in {found.unit}, not in {unit}")
-    return Adjust(
-        id=call_id,
-        budget=budget,
-        payer=payer,
-        unit=unit,
-        span=found.span,
-        limit=found.limit_for(payer),
-        amount=amount,
-        about=about_correction(who, reason),
-    )
-
-
-def adjusted_account(outcome: Adjusted, house: House) -> AccountView:
-    """The account after a correction, as readers see it in the window that was corrected."""
-    account = outcome.account
-    return next(
-        view
-        for view in open_accounts([account], house, account.start_s)
-        if (view.budget, view.payer) == (account.budget, account.payer)
-    )
 
 
 def _warn(notes: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """How the accounts of new, renamed and re-cut budgets begin in a window that is already running.
 
-An account's key is budget, payer and window. So a budget that is new, renamed or cut anew would
-start at zero and let a spent one through. What a policy says instead: `was: OLDNAME` carries the
-old accounts over, `opening: history` (the default) counts the ledger's calls, `opening: zero`
+An account's key is budget, payer, window and unit. So a budget that is new, renamed or cut anew
+would start at zero and let a spent one through. What a policy says instead: `was: OLDNAME` carries
+the old accounts over, `opening: history` (the default) counts the ledger's calls, `opening: zero`
 starts at zero on purpose.
 
 What is booked is the difference between what an account ought to begin with and what it has: the
@@ -139,35 +139,19 @@ def _carried(budget: Budget, was: str, window: str, past: Past) -> dict[str, int
 def _history(budget: Budget, window: Window, past: Past) -> dict[str, int]:
     """What the calls of this window come to, by payer, that were not posted to the budget, less
     what earlier openings booked for them."""
-    begun_s = _begun_s(budget, window.key, past)
     spent: dict[str, int] = {}
     for call in _calls(past, window.start_s):
         amount = call.amounts.get(budget.unit, 0)
         payer = _payer(budget, call.facts) if amount and budget.binds(call.facts) else None
         account = (budget.name, payer, window.key, budget.unit)
-        posted = account in call.posted and call.at_s >= begun_s.get(payer or "", call.at_s)
-        if payer is not None and not posted:
+        if payer is not None and account not in call.posted:
             spent[payer] = spent.get(payer, 0) + amount
-    for payer, booked in _booked(budget, window.key, past, begun_s).items():
+    for payer, booked in _booked(budget, window.key, past).items():
         spent[payer] = spent.get(payer, 0) - booked
     return spent
 
 
-def _begun_s(budget: Budget, window: str, past: Past) -> dict[str, float]:
-    """Since when each account counts in this unit, where it counted in another one before: then it
-    began anew."""
-    begun_s: dict[str, float] = {}
-    records: list[Entry | OpenHold] = [*past.entries, *past.holds]
-    for record in records:
-        for leg in record.legs:
-            ours = (leg.budget, leg.window) == (budget.name, window)
-            if ours and leg.unit != budget.unit:
-                begun_s[leg.payer] = max(begun_s.get(leg.payer, record.at_s), record.at_s)
-    return begun_s
-
-
 class _Call(NamedTuple):
-    at_s: float
     facts: Facts
     amounts: Mapping[str, int]
     posted: frozenset[tuple[str, str, str, str]]
@@ -181,11 +165,11 @@ def _calls(past: Past, start_s: int) -> Iterator[_Call]:
         ended.add(entry.id)
         if entry.kind != "adjusted" and entry.at_s >= start_s:
             posted = frozenset(leg[:4] for leg in entry.legs)
-            yield _Call(entry.at_s, facts_of(entry.about), amounts_of(entry), posted)
+            yield _Call(facts_of(entry.about), amounts_of(entry), posted)
     for hold in past.holds:
         if hold.id not in ended:
             posted = frozenset(leg[:4] for leg in hold.legs)
-            yield _Call(hold.at_s, facts_of(hold.about), estimate_of(hold.about), posted)
+            yield _Call(facts_of(hold.about), estimate_of(hold.about), posted)
 
 
 def _payer(budget: Budget, facts: Facts) -> str | None:
@@ -195,15 +179,13 @@ def _payer(budget: Budget, facts: Facts) -> str | None:
         return None
 
 
-def _booked(
-    budget: Budget, window: str, past: Past, since_s: Mapping[str, float]
-) -> dict[str, int]:
+def _booked(budget: Budget, window: str, past: Past) -> dict[str, int]:
     """What earlier openings booked in the accounts of the budget, by payer."""
     booked: dict[str, int] = {}
     for entry in past.entries:
         for leg in entry.legs if entry.id.startswith(PREFIX) else ():
             ours = (leg.budget, leg.window, leg.unit) == (budget.name, window, budget.unit)
-            if ours and entry.at_s >= since_s.get(leg.payer, entry.at_s):
+            if ours:
                 booked[leg.payer] = booked.get(leg.payer, 0) + leg.amount
     return booked
 
@@ -212,7 +194,7 @@ def _opening(
     budget: Budget, how: str, missing: Mapping[str, int], past: Past, now_s: float
 ) -> Opening:
     window = budget.span.at(now_s).key
-    booked = _booked(budget, window, past, {})
+    booked = _booked(budget, window, past)
     short = {payer: amount for payer, amount in sorted(missing.items()) if amount > 0}
     corrections = tuple(
         Adjust(

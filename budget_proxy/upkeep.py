@@ -8,23 +8,26 @@ import secrets
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from budget_proxy import opening
 from budget_proxy.accounts_view import known_payers
-from budget_proxy.app import adjusted_account, correction_for, ledger_path
 from budget_proxy.core.book import AccountState, Adjust, Adjusted, OpenHold
 from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.money import exact
-from budget_proxy.ledgers import LedgerDownError, LedgerRefusedError
+from budget_proxy.correction import adjusted_account, correction_for
+from budget_proxy.ledgers import Ledger, LedgerDownError, LedgerRefusedError, ledger_path
 from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.records import readable
 
 ANSWER_S = 10.0
+"""How long a question about the accounts may take, to a proxy or a file."""
+EXPORT_S = 600.0
+"""How long reading all that a ledger has may take."""
+T = TypeVar("T")
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -36,28 +39,50 @@ class CannotError(Exception):
         self.code = code
 
 
-def _open(path: Path) -> SqliteLedger:
+def _must_be_there(path: Path) -> None:
     if not path.is_file():
         raise CannotError(
             f"{path} is not a ledger file: there is none at {path.absolute()} (in a policy, "
             "sqlite:///NAME is relative to the working directory, sqlite:////NAME absolute)",
             2,
         )
+
+
+async def _read(path: Path, question: Callable[[Ledger], Awaitable[T]], within_s: float) -> T:
+    """Ask a ledger file something, without a lock and without a change to it. Raises CannotError,
+    also after `within_s`."""
+    _must_be_there(path)
     try:
-        return SqliteLedger.open(path)
+        ledger = SqliteLedger.open_to_read(path)
+        async with asyncio.timeout(within_s):
+            return await _answer(ledger, question)
     except LedgerRefusedError as error:
         raise CannotError(str(error), 2) from error
+    except LedgerDownError as error:
+        raise CannotError(str(error), 1) from error
+    except TimeoutError as error:
+        raise CannotError(
+            f"{path} was not read within {within_s:g} s: a disk or another program keeps it, or "
+            "it is very long. Try again, or ask the running proxy (status --admin URL)",
+            1,
+        ) from error
+
+
+async def _answer(ledger: SqliteLedger, question: Callable[[Ledger], Awaitable[T]]) -> T:
+    """The answer, and the ledger closed: but not where we are out of time, since closing would wait
+    for the same thing."""
+    try:
+        answer = await question(ledger)
+    except Exception:
+        await ledger.close()
+        raise
+    await ledger.close()
+    return answer
 
 
 async def accounts_of(path: Path) -> list[dict[str, Any]]:
     """The open accounts of a ledger file. Raises CannotError."""
-    ledger = _open(path)
-    try:
-        rows = await ledger.accounts()
-    except LedgerDownError as error:
-        raise CannotError(str(error), 1) from error
-    finally:
-        await ledger.close()
+    rows = await _read(path, lambda ledger: ledger.accounts(), ANSWER_S)
     return [_plain(row._asdict()) for row in sorted(rows)]
 
 
@@ -126,7 +151,12 @@ async def adjust(
         correction = correction_for(house, budget, payer, amount, reason, who, call_id)
     except ValueError as error:
         raise CannotError(str(error), 2) from error
-    ledger = _open(ledger_path(house.ledger))
+    path = ledger_path(house.ledger)
+    _must_be_there(path)
+    try:
+        ledger = SqliteLedger.open(path)
+    except LedgerRefusedError as error:
+        raise CannotError(str(error), 2) from error
     try:
         _check_payer(house, correction, await ledger.accounts())
         outcome = (await ledger.commit([correction]))[0]
@@ -140,17 +170,15 @@ async def adjust(
 
 async def lines(path: Path, what: str) -> list[str]:
     """`holds` or `entries` as JSON lines, or what `check` finds wrong. Raises CannotError."""
-    ledger = _open(path)
-    try:
+
+    async def read(ledger: Ledger) -> list[str]:
         if what == "check":
             return await ledger.check()
         if what == "entries":
             return [json.dumps(readable(entry)) for entry in await ledger.entries(0)]
         return [json.dumps(_plain_hold(hold)) for hold in await ledger.holds()]
-    except LedgerDownError as error:
-        raise CannotError(str(error), 1) from error
-    finally:
-        await ledger.close()
+
+    return await _read(path, read, EXPORT_S)
 
 
 def _plain_hold(hold: OpenHold) -> dict[str, Any]:
@@ -160,20 +188,18 @@ def _plain_hold(hold: OpenHold) -> dict[str, Any]:
 
 def new_budgets(house: House) -> list[str]:
     """What `check` says of budgets that this policy's ledger has not served in this shape."""
+    from budget_proxy import opening  # noqa: PLC0415 - what only looks at accounts starts faster
+
     path = ledger_path(house.ledger)
     if not path.is_file():
         return []
 
-    async def read() -> list[str]:
-        ledger = _open(path)
-        try:
-            known = await ledger.budgets()
-            begun = await opening.look(ledger, house.budgets, known, time.time())
-            return [budget.note for budget in begun]
-        finally:
-            await ledger.close()
+    async def read(ledger: Ledger) -> list[str]:
+        known = await ledger.budgets()
+        begun = await opening.look(ledger, house.budgets, known, time.time())
+        return [budget.note for budget in begun]
 
     try:
-        return asyncio.run(read())
-    except (CannotError, LedgerDownError) as error:
+        return asyncio.run(_read(path, read, EXPORT_S))
+    except CannotError as error:
         return [str(error)]

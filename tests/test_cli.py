@@ -4,7 +4,9 @@ wrong; one readable message, and never a traceback."""
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
+import os
 import re
 import signal
 import socket
@@ -33,11 +35,13 @@ from processes import (
     status_of,
 )
 
-from budget_proxy import __version__
-from budget_proxy.__main__ import main
+from budget_proxy import __version__, upkeep
+from budget_proxy.__main__ import main, read_policy
 from budget_proxy.core.book import Hold, Leg, Settle
 from budget_proxy.core.window import Span
+from budget_proxy.ledgers import sqlite
 from budget_proxy.ledgers.sqlite import SqliteLedger
+from budget_proxy.policy import PolicyError
 
 COMMANDS = ("serve", "check", "status", "ledger", "schema", "demo", "sandbox")
 LIMIT = 1_000_000_000
@@ -148,11 +152,11 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("check", "ledger.db"), "ledger.db"),
     (("status", "--ledger", "missing.db"), "missing.db is not a ledger file"),
     (("status", "--ledger", "."), ". is not a ledger file"),
-    (("status", "--ledger", "policy.yaml"), "policy.yaml cannot be used as a ledger"),
+    (("status", "--ledger", "policy.yaml"), "policy.yaml cannot be read as a ledger"),
     (("status", "--admin", "ftp://x"), "'ftp://x' is not the URL of an admin port"),
     (("status", "--ledger", "x", "--admin", "y"), "not allowed with argument"),
     (("ledger", "holds", "missing.db"), "missing.db is not a ledger file"),
-    (("ledger", "entries", "policy.yaml"), "policy.yaml cannot be used as a ledger"),
+    (("ledger", "entries", "policy.yaml"), "policy.yaml cannot be read as a ledger"),
     (("ledger", "check", "missing.db"), "missing.db is not a ledger file"),
     (("sandbox", "--listen", "nonsense"), "sandbox: --listen must be HOST:PORT"),
     (("sandbox", "--latency-s", "soon"), "sandbox: latency_s: must be a number"),
@@ -473,6 +477,75 @@ def test_a_correction_that_cannot_be_meant_is_refused(
     assert len(shell.entries()) == 1
 
 
+SECRETIVE = """
+listen: 127.0.0.1:0
+admin: 127.0.0.1:0
+admin_token: ${ADMIN_TOKEN}
+ledger: sqlite:///${LEDGER:-ledger.db}
+upstreams:
+  openai: {url: "${OPENAI_URL}", tariff: openai, credential: "${OPENAI_API_KEY}"}
+  basic: {url: "https://${HOST}/v1", tariff: &geo [{match: {path: /x}, price: {requests: 1 USD}}],
+    credential: {basic: "${GEO_LOGIN}"}, proxy: "http://me:${PROXY_PASSWORD}@127.0.0.1:3128"}
+  header: {url: "http://127.0.0.1:9", tariff: *geo, credential: {header: x-key, value: "${GEO}"}}
+  query: {url: "http://127.0.0.1:9", tariff: *geo, credential: {query: key, value: "${GEO}"}}
+  bearer: {url: "http://127.0.0.1:9", tariff: *geo, credential: {bearer: "${file:/no/such}"}}
+services:
+  one: {key: "${ONE_KEY}", labels: {team: "${TEAM:-red}"}}
+  two: {keys: ["${TWO_KEY}", "${TWO_KEY_NEXT}"]}
+budgets:
+  cap: {limit: "${CAP:-1 USD}", per: total}
+  other: {limit: 1 USD, per: total}
+"""
+"""As a policy is in production: nothing secret stands in it."""
+
+
+def test_a_correction_needs_no_secrets(shell: Shell) -> None:
+    (shell.folder / "policy.yaml").write_text(SECRETIVE)
+    shown = shell.fine(*adjust("cap", "(all)", "-0.10USD"))
+    assert shown.splitlines()[1].split()[:3] == ["cap", "(all)", "0.2"]
+    code, _, err = shell("check", "policy.yaml")
+    assert code == 2
+    for name in ("ADMIN_TOKEN", "OPENAI_URL", "OPENAI_API_KEY", "GEO_LOGIN", "GEO", "TWO_KEY_NEXT"):
+        assert f"the variable {name} is not set" in err
+    code, _, err = shell("serve", "policy.yaml")
+    assert code == 2
+    assert "the variable ONE_KEY is not set" in err
+
+
+MATTERS = {
+    "the ledger": ("${LEDGER:-ledger.db}", "${LEDGER}", "LEDGER"),
+    "a limit": ("${CAP:-1 USD}", "${CAP}", "CAP"),
+    "a label": ("${TEAM:-red}", "${TEAM}", "TEAM"),
+    "a price": ("requests: 1 USD", "requests: '${PRICE}'", "PRICE"),
+}
+
+
+@pytest.mark.parametrize("place", MATTERS)
+def test_a_correction_needs_the_variables_that_matter_to_it(shell: Shell, place: str) -> None:
+    """And these are the only mistakes."""
+    there, instead, name = MATTERS[place]
+    assert there in SECRETIVE
+    (shell.folder / "policy.yaml").write_text(SECRETIVE.replace(there, instead))
+    code, _, err = shell(*adjust("cap", "(all)", "-0.10USD"))
+    assert code == 2
+    assert err.count("\n") == 1
+    assert f"the variable {name} is not set" in err
+    assert len(shell.entries()) == 1
+
+
+@pytest.mark.parametrize("name", ["openai", "anthropic", "teams"])
+def test_shipped_policies_can_be_read_without_secrets(name: str) -> None:
+    """Keys that are all unset are still the keys of different services."""
+    with pytest.MonkeyPatch.context() as place:
+        for variable in [key for key in os.environ if key.endswith(("KEY", "KEY_NEXT", "TOKEN"))]:
+            place.delenv(variable)
+        with pytest.raises(PolicyError, match="is not set"):
+            read_policy(name)
+        house = read_policy(name, with_secrets=False)
+    keys = [key for service in house.services.values() for key in service.keys]
+    assert len(set(keys)) == len(keys)
+
+
 def test_bytes_that_are_no_text_are_refused(folder: Path) -> None:
     words = ("ledger", "adjust", "cap", b"\xff", "1USD", "--reason", "x", "--policy", "policy.yaml")
     done = subprocess.run(
@@ -493,6 +566,52 @@ def test_a_ledger_that_is_not_there_is_not_made(shell: Shell) -> None:
     assert code == 2
     assert "ledger.db is not a ledger file" in err
     assert not (shell.folder / "ledger.db").exists()
+
+
+READING = (
+    ("status", "--ledger", "ledger.db"),
+    *(("ledger", name, "ledger.db") for name in ("holds", "entries", "check")),
+)
+
+
+@pytest.mark.parametrize("words", READING, ids=" ".join)
+def test_reading_commands_wait_for_no_lock_and_change_nothing(
+    shell: Shell, words: tuple[str, ...]
+) -> None:
+    path = shell.folder / "ledger.db"
+    before = path.read_bytes()
+    with (shell.folder / "ledger.db.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shell.fine(*words)
+    assert path.read_bytes() == before
+
+
+def test_reading_an_empty_file_does_not_make_it_a_ledger(shell: Shell) -> None:
+    (shell.folder / "empty.db").touch()
+    code, _, err = shell("status", "--ledger", "empty.db")
+    assert code == 2
+    assert err.endswith(
+        "empty.db cannot be read as a ledger: it is empty, no proxy has used it yet\n"
+    )
+    assert (shell.folder / "empty.db").stat().st_size == 0
+
+
+def test_reading_ends_by_its_deadline_whatever_keeps_the_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here a program that has locked it, and a wait for that far beyond the deadline."""
+    monkeypatch.setattr(upkeep, "ANSWER_S", 0.2)
+    monkeypatch.setattr(sqlite, "LOCK_WAIT_S", 3600.0)
+    other = sqlite3.connect(folder / "ledger.db", isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        assert main(["status", "--ledger", str(folder / "ledger.db")]) == 1
+    finally:
+        other.close()
+    said = capsys.readouterr().err
+    assert "ledger.db was not read within 0.2 s: a disk or another program keeps it" in said
+    assert said.count("\n") == 1
 
 
 # -- beside a running proxy ------------------------------------------------------------------------
@@ -596,23 +715,28 @@ def test_the_sandbox_runs_on_its_own(tmp_path: Path) -> None:
         assert asyncio.run(process.ended()) == 0
 
 
-def test_commands_that_need_no_prices_do_not_load_them(tmp_path: Path) -> None:
-    """They are a third of a second."""
+HEAVY = ("aiohttp", "prometheus_client", "pydantic", "yaml", "genai_prices", "budget_proxy.sandbox")
+COSTS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("check", "policy.yaml"): ("genai_prices", "budget_proxy.sandbox"),
+    ("status", "--ledger", "ledger.db"): HEAVY,
+    ("ledger", "holds", "ledger.db"): HEAVY,
+}
+
+
+@pytest.mark.parametrize("words", COSTS, ids=" ".join)
+def test_commands_do_not_load_what_they_do_not_need(folder: Path, words: tuple[str, ...]) -> None:
+    """Prices are a third of a second, the rest another: on a machine that is short of computing
+    time, when somebody looks at a ledger, a minute."""
     script = (
         "import sys\n"
         "from budget_proxy.__main__ import main\n"
-        "try:\n"
-        "    code = main(['check', 'policy.yaml'])\n"
-        "except SystemExit as error:\n"
-        "    code = error.code\n"
-        "assert code == 0, code\n"
-        "assert 'genai_prices' not in sys.modules\n"
-        "assert 'budget_proxy.sandbox' not in sys.modules\n"
+        f"assert main({list(words)}) == 0\n"
+        f"loaded = set({COSTS[words]}) & set(sys.modules)\n"
+        "assert not loaded, loaded\n"
     )
-    (tmp_path / "policy.yaml").write_text(POLICY + CAP)
     done = subprocess.run(
         [sys.executable, "-c", script],
-        cwd=tmp_path,
+        cwd=folder,
         env=environment(),
         capture_output=True,
         text=True,

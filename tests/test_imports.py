@@ -25,7 +25,7 @@ ROOMS = {
     "genai_prices": ("catalogue", "sandbox.prices"),
     "uvloop": ("run",),
     "msgspec": ("",),
-    "sqlite3": ("ledgers.sqlite",),
+    "sqlite3": ("ledgers.sqlite", "ledgers.upgrade", "ledgers.wal"),
 }
 """Each library's room: modules, or (with a dot at the end) packages. msgspec reads and writes
 JSON wherever there is any. sqlite3 is of the standard library and has its room all the same."""
@@ -52,7 +52,7 @@ WIRING = {
     "admin": ("app",),
     "metrics": ("app",),
     "call_log": ("app", "run"),
-    "app": ("run", "upkeep"),
+    "app": ("run",),
     "run": ("__main__",),
     "catalogue": ("__main__",),
     "ledgers.sqlite": ("app", "upkeep"),

@@ -22,9 +22,11 @@ from processes import GEO, Gate, run, serving, status_of
 from processes import POLICY as SERVED
 
 from budget_proxy.app import App
-from budget_proxy.core.book import Entry, EntryLeg
+from budget_proxy.core.book import Entry, EntryLeg, Hold, Leg
 from budget_proxy.core.house import House
+from budget_proxy.core.window import Span
 from budget_proxy.ledgers import BudgetRow
+from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.policy import PolicyError
 
 CALL = 5_000_000
@@ -38,6 +40,9 @@ upstreams:
   maps:
     url: ${SANDBOX}
     tariff: [{match: {method: GET, path: /v1/geocode}, price: {requests: 0.005 USD}}]
+  euros:
+    url: ${SANDBOX}
+    tariff: [{match: {method: GET, path: /v1/geocode}, price: {requests: 0.005 EUR}}]
 services:
   tests: {key: test-key-0000, labels: {team: red}}
   batch: {key: batch-key-0000, labels: {team: blue}}
@@ -278,10 +283,6 @@ def test_a_shape_that_comes_back_has_all_that_was_spent_and_nothing_twice(
     asyncio.run(story())
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="an account keeps the unit it was opened in: the new unit's amounts are added to it",
-)
 @pytest.mark.parametrize("how", ["restart", "reload"])
 def test_a_budget_that_changes_its_unit_counts_in_the_new_one(tmp_path: Path, how: str) -> None:
     """There and back, and through other shapes in between."""
@@ -308,6 +309,100 @@ def test_a_budget_that_changes_its_unit_counts_in_the_new_one(tmp_path: Path, ho
                 assert await place.spent() == {("a", "(all)"): made * each}, budgets
             assert place.app is not None
             assert await place.app._open_ledger.check() == []
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize("how", ["restart", "reload"])
+def test_a_budget_that_changes_its_currency_counts_what_was_priced_in_it(
+    tmp_path: Path, how: str
+) -> None:
+    """Nothing is converted: calls in dollars are no part of a budget in euros."""
+
+    async def story() -> None:
+        async with town(tmp_path) as place:
+            await place.restart(A_YEAR)
+            assert await place.call(3) == [200] * 3
+            assert await place.call(2, upstream="euros") == [200] * 2
+            await place.turn(how, "a: {limit: 1 EUR, per: year}")
+            assert in_calls(await place.spent(), CALL) == {("a", "(all)"): 2}
+            assert await place.call() == [200]
+            assert await place.call(upstream="euros") == [200]
+            assert in_calls(await place.spent(), CALL) == {("a", "(all)"): 3}
+            await place.turn(how, A_YEAR)
+            assert in_calls(await place.spent(), CALL) == {("a", "(all)"): 4}
+
+    asyncio.run(story())
+
+
+def test_calls_under_way_at_a_change_of_unit_settle_in_their_own(tmp_path: Path) -> None:
+    """There, with calls under way in both units, and back: each is counted once in each."""
+    requests = "a: {limit: 90 requests, per: year}"
+
+    async def story() -> None:
+        async with Gate.standing() as gate, town(tmp_path, gate.url) as place:
+
+            async def held() -> dict[str, int]:
+                assert place.app is not None
+                rows = await place.app._open_ledger.accounts()
+                assert await place.app._open_ledger.check() == []
+                return {row.unit: row.held for row in rows}
+
+            await place.restart(A_YEAR)
+            first = [asyncio.create_task(place.call()) for _ in range(3)]
+            await gate.holds(3)
+            await place.reload(requests)
+            assert await held() == {"USD": 3 * CALL, "requests": 0}
+            assert await place.spent() == {("a", "(all)"): 3}
+            second = [asyncio.create_task(place.call()) for _ in range(2)]
+            await gate.holds(5)
+            assert await held() == {"USD": 3 * CALL, "requests": 2}
+            await place.reload(A_YEAR)
+            # The first three are held in it already, the two others counted at what they hold.
+            assert in_calls(await place.spent(), CALL) == {("a", "(all)"): 2}
+            assert await held() == {"USD": 3 * CALL, "requests": 2}
+            gate.opened.set()
+            assert await asyncio.gather(*first, *second) == [[200]] * 5
+            assert in_calls(await place.spent(), CALL) == {("a", "(all)"): 5}
+            assert await held() == {"USD": 0, "requests": 0}
+            await place.restart(requests)
+            assert await place.spent() == {("a", "(all)"): 5}
+
+    asyncio.run(story())
+
+
+def test_a_call_of_a_proxy_that_died_is_presumed_in_its_own_unit(tmp_path: Path) -> None:
+    """And counted once in the other, by the policy that the next one starts with."""
+    requests = "a: {limit: 90 requests, per: year}"
+
+    async def story() -> None:
+        async with town(tmp_path) as place:
+            await place.restart(A_YEAR)
+            assert await place.call(2) == [200] * 2
+            await place.stop()
+            ledger = SqliteLedger.open(tmp_path / "ledger.db")
+            legs = (Leg("a", "(all)", "USD", Span("year"), 10**9, CALL),)
+            about = b'{"service":"tests","upstream":"geo","estimate":{"USD":5000000,"requests":1}}'
+            await ledger.commit([Hold("left", "died", legs, 60.0, about)])
+            await ledger.close()
+            for _ in range(2):
+                await place.restart(requests)
+                assert await place.spent() == {("a", "(all)"): 3}
+            await place.restart(A_YEAR)
+            assert in_calls(await place.spent(), CALL) == {("a", "(all)"): 3}
+
+    asyncio.run(story())
+
+
+def test_a_spent_budget_that_changes_its_unit_stays_spent(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with town(tmp_path) as place:
+            await place.restart("a: {limit: 3 requests, per: year}")
+            assert await place.call(4) == [200, 200, 200, 402]
+            await place.reload("a: {limit: 0.015 USD, per: year}")
+            assert await place.call() == [402]
+            await place.reload("a: {limit: 0.02 USD, per: year}")
+            assert await place.call(2) == [200, 402]
 
     asyncio.run(story())
 
@@ -347,13 +442,18 @@ def test_calls_under_way_at_a_reload_are_counted_at_what_they_hold(
     asyncio.run(story())
 
 
-def test_a_reload_under_load_loses_no_call(tmp_path: Path) -> None:
+SPANS = tuple(f"1000 USD, per: {per}" for per in ("total", "quarter", "month", "year"))
+UNITS = ("99999 requests, per: year", "9 EUR, per: year", "999 requests, per: total", SPANS[-1])
+
+
+@pytest.mark.parametrize("cuts", [SPANS, UNITS], ids=["spans", "units"])
+def test_a_reload_under_load_loses_no_call(tmp_path: Path, cuts: tuple[str, ...]) -> None:
     """Cut anew again and again while calls run: in the end each is counted once, whatever policy
     was in force when it was priced."""
 
     async def story() -> None:
         async with town(tmp_path) as place:
-            await place.restart("a: {limit: 1000 USD, per: year}")
+            await place.restart(f"a: {{limit: {cuts[-1]}}}")
             enough = asyncio.Event()
             made: list[int] = []
 
@@ -362,8 +462,8 @@ def test_a_reload_under_load_loses_no_call(tmp_path: Path) -> None:
                     made.extend(await place.call())
 
             callers = [asyncio.create_task(caller()) for _ in range(8)]
-            for per in ("total", "quarter", "month", "year") * 3:
-                await place.reload(f"a: {{limit: 1000 USD, per: {per}}}")
+            for cut in cuts * 3:
+                await place.reload(f"a: {{limit: {cut}}}")
             enough.set()
             await asyncio.gather(*callers)
             assert set(made) == {200}
@@ -440,6 +540,7 @@ def test_a_persons_correction_of_the_new_account_stands(tmp_path: Path) -> None:
 
 
 SAID = [
+    ("a: {limit: 90 requests, per: year}", "'a' begins in a running window: 2 requests counted"),
     ("b: {limit: 1 USD, per: total}", "'b' begins in a running window: 0.01 USD counted from the"),
     ("b: {limit: 1 USD, per: year, was: a}", "0.01 USD carried over from 'a'"),
     ("b: {limit: 1 USD, per: total, was: a}", "0.01 USD counted from the ledger"),

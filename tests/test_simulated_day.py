@@ -26,7 +26,7 @@ from budget_proxy.core.window import Span
 DAY_S = 86_400
 START_S = 1_774_738_800  # 2026-03-29T00:00 in Berlin: the day that has 23 hours
 STEPS = 1_500
-Account = tuple[str, str, str]
+Account = tuple[str, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Day:
         return self.book.Leg(kind.name, payer, kind.unit, span, limit, amount, kind.enforced)
 
     def _account(self, leg: Any) -> Account:
-        return (leg.budget, leg.payer, leg.span.at(self.now_s).key)
+        return (leg.budget, leg.payer, leg.span.at(self.now_s).key, leg.unit)
 
     def _hold(self) -> None:
         cost = self._amount(700) if self.random.random() < 0.9 else self._what_is_left()
@@ -280,8 +280,8 @@ class Day:
     def _audit(self) -> None:
         """Now and then: accounts are the sums of their holds and entries, and none is missing."""
         holds, entries = self.ledger.kept_holds.values(), self.ledger.kept_entries.values()
-        kept = _sum((tuple(leg[:3]), leg.amount) for hold in holds for leg in hold.legs)
-        entered = _sum((tuple(leg[:3]), leg.amount) for entry in entries for leg in entry.legs)
+        kept = _sum((tuple(leg[:4]), leg.amount) for hold in holds for leg in hold.legs)
+        entered = _sum((tuple(leg[:4]), leg.amount) for entry in entries for leg in entry.legs)
         accounts = self.ledger.kept_accounts
         for name in {*map(tuple, accounts), *kept, *entered, *self.know.spent, *self.know.held}:
             account = accounts.get(name)
@@ -374,8 +374,8 @@ FAULTS = {
         "operation.amount",
     ),
     "payers are all one": (
-        "page.accounts.get(Key(leg.budget, leg.payer, window.key))",
-        'page.accounts.get(Key(leg.budget, "red", window.key))',
+        "page.accounts.get(Key(leg.budget, leg.payer, window.key, leg.unit))",
+        'page.accounts.get(Key(leg.budget, "red", window.key, leg.unit))',
     ),
     "windows turn a minute early": (
         "window = leg.span.at(now_s)",

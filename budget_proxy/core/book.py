@@ -27,11 +27,13 @@ from budget_proxy.core.window import REQUEST, Span, Window
 
 
 class Key(NamedTuple):
-    """An account: one budget, one payer, one window, and nothing else."""
+    """An account: one budget, one payer, one window, one unit, and nothing else. Amounts of two
+    units have no sum, so a budget that changes its unit has another account."""
 
     budget: str
     payer: str
     window: str
+    unit: str
 
 
 class AccountState(NamedTuple):
@@ -53,7 +55,6 @@ class Account:
     """An account while a page is open."""
 
     key: Key
-    unit: str
     start_s: int
     end_s: int | None
     limit: int
@@ -62,11 +63,11 @@ class Account:
 
     def state(self) -> AccountState:
         """A frozen copy."""
-        budget, payer, window = self.key
+        budget, payer, window, unit = self.key
         return AccountState(
             budget,
             payer,
-            self.unit,
+            unit,
             window,
             self.start_s,
             self.end_s,
@@ -101,7 +102,7 @@ class HeldLeg(NamedTuple):
     @property
     def key(self) -> Key:
         """The account it is kept in."""
-        return Key(self.budget, self.payer, self.window)
+        return Key(self.budget, self.payer, self.window, self.unit)
 
 
 class OpenHold(NamedTuple):
@@ -260,12 +261,13 @@ def keys_of(operation: Operation, holds: Mapping[str, OpenHold], now_s: float) -
     """The accounts an operation needs on the page, once the holds it names are there."""
     if isinstance(operation, Hold):
         return [
-            Key(leg.budget, leg.payer, leg.span.at(now_s).key)
+            Key(leg.budget, leg.payer, leg.span.at(now_s).key, leg.unit)
             for leg in operation.legs
             if leg.span.per != "request"
         ]
     if isinstance(operation, Adjust):
-        return [Key(operation.budget, operation.payer, operation.span.at(now_s).key)]
+        window = operation.span.at(now_s).key
+        return [Key(operation.budget, operation.payer, window, operation.unit)]
     hold = holds.get(operation.id)
     return [] if hold is None else [held.key for held in hold.legs]
 
@@ -276,7 +278,7 @@ def late_keys(operation: Operation, ended: Mapping[str, Entry]) -> Iterable[Key]
         entry = ended.get(operation.id)
         if entry is not None and entry.kind == "presumed":
             for leg in entry.legs:
-                yield Key(leg.budget, leg.payer, leg.window)
+                yield Key(*leg[:4])
 
 
 def apply(operation: Operation, page: Page, now_s: float) -> Outcome:
@@ -311,7 +313,7 @@ def _hold(operation: Hold, page: Page, now_s: float) -> Outcome:
         page.accounts[account.key] = account
         page.touched.add(account.key)
         # What was really added: what comes back at the end must be no more than that.
-        held.append(HeldLeg(*account.key, leg.unit, account.held - before))
+        held.append(HeldLeg(*account.key, account.held - before))
     deadline_s = now_s + operation.lifetime_s
     hold = OpenHold(operation.id, operation.owner, now_s, deadline_s, tuple(held), operation.about)
     page.holds[hold.id] = page.opened[hold.id] = hold
@@ -340,15 +342,15 @@ def _refused(shortfalls: Sequence[Shortfall]) -> Short | None:
 def _account(leg: Leg, page: Page, now_s: float) -> Account:
     """The leg's account on the page with the limit now in force; a new one is only proposed."""
     window = leg.span.at(now_s)
-    account = page.accounts.get(Key(leg.budget, leg.payer, window.key))
+    account = page.accounts.get(Key(leg.budget, leg.payer, window.key, leg.unit))
     if account is None:
-        return _new_account(leg.budget, leg.payer, leg.unit, window, leg.limit)
+        return _new_account(Key(leg.budget, leg.payer, window.key, leg.unit), window, leg.limit)
     account.limit = leg.limit
     return account
 
 
-def _new_account(budget: str, payer: str, unit: str, window: Window, limit: int) -> Account:
-    return Account(Key(budget, payer, window.key), unit, window.start_s, window.end_s, limit)
+def _new_account(key: Key, window: Window, limit: int) -> Account:
+    return Account(key, window.start_s, window.end_s, limit)
 
 
 _HARDNESS = {"too_large": 0, "spent": 1, "held": 2}
@@ -396,7 +398,7 @@ def _end(
     overruns: list[Overrun] = []
     for budget, payer, window, unit, held in hold.legs:
         actual = _actual(unit, held, operation)
-        key = Key(budget, payer, window)
+        key = Key(budget, payer, window, unit)
         account = page.accounts[key]
         account.held -= held
         account.spent = saturated(account.spent + actual)
@@ -433,7 +435,7 @@ def _end_again(
     overruns: list[Overrun] = []
     for leg in entry.legs:
         actual = _actual(leg.unit, leg.held, operation)
-        key = Key(leg.budget, leg.payer, leg.window)
+        key = Key(*leg[:4])
         change = actual - leg.amount
         account = page.accounts.get(key)
         if account is not None:
@@ -453,13 +455,10 @@ def _end_again(
 
 def _adjust(operation: Adjust, page: Page, now_s: float) -> Outcome:
     window = operation.span.at(now_s)
-    key = Key(operation.budget, operation.payer, window.key)
+    key = Key(operation.budget, operation.payer, window.key, operation.unit)
     account = page.accounts.get(key)
     if account is None:
-        account = _new_account(
-            operation.budget, operation.payer, operation.unit, window, operation.limit
-        )
-        page.accounts[key] = account
+        account = page.accounts[key] = _new_account(key, window, operation.limit)
     if operation.id in page.ended:
         return Adjusted(account.state())
     # A correction never makes an account owe less than nothing: the entry says what was applied.
@@ -467,7 +466,7 @@ def _adjust(operation: Adjust, page: Page, now_s: float) -> Outcome:
     account.spent = saturated(account.spent + amount)
     account.limit = operation.limit
     page.touched.add(key)
-    leg = EntryLeg(*key, operation.unit, 0, amount)
+    leg = EntryLeg(*key, 0, amount)
     _write(Entry(operation.id, now_s, "adjusted", "person", (leg,), operation.about, b"{}"), page)
     return Adjusted(account.state())
 

@@ -7,6 +7,7 @@ it, in one transaction. Every store is held to `tests/ledgers/test_contract.py`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from budget_proxy.core.book import (
@@ -19,8 +20,14 @@ from budget_proxy.core.book import (
     Short,
 )
 
+SQLITE = "sqlite:///"
 Clock = Callable[[], float]
 """Epoch seconds."""
+
+
+def ledger_path(url: str) -> Path:
+    """The file of a `sqlite:///` URL: three slashes are relative, four absolute."""
+    return Path(url.removeprefix(SQLITE))
 
 
 class LedgerDownError(Exception):

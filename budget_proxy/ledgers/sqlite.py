@@ -13,8 +13,8 @@ Rules of this file, each paid for by somebody:
 - Never on a network file system: neither lock nor WAL is sound there.
 - After any error the connection is thrown away and opened anew; a half-done transaction is not
   repaired, it is rolled back.
-- Each commit looks whether the file is still the one it opened: SQLite writes on into one that
-  was deleted or replaced, and says that all is well.
+- Each commit looks whether the file and its log (see `wal`) are still the ones it opened: SQLite
+  writes on into one that was deleted or replaced, and says that all is well.
 - On the loop nothing waits: whoever else may be writing is waited for in the thread.
 - No decision is taken here: see `core.book`.
 """
@@ -30,6 +30,7 @@ import re
 import sqlite3
 import threading
 import time
+import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,9 +54,11 @@ from budget_proxy.core.book import (
     Short,
 )
 from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError, LedgerRefusedError
+from budget_proxy.ledgers.upgrade import upgrade
+from budget_proxy.ledgers.wal import WriteAheadLog
 
 APPLICATION_ID = 0x62707879  # "bpxy"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 LOCK_WAIT_S = 2.0
 """How long to wait for another process's write (the command line's corrections are short)."""
 MAX_REMEMBERED = 50_000
@@ -73,7 +76,7 @@ CREATE TABLE accounts (
     budget TEXT NOT NULL, payer TEXT NOT NULL, window TEXT NOT NULL, unit TEXT NOT NULL,
     start_s INTEGER NOT NULL, end_s INTEGER, lim INTEGER NOT NULL,
     spent INTEGER NOT NULL, held INTEGER NOT NULL,
-    PRIMARY KEY (budget, payer, window)
+    PRIMARY KEY (budget, payer, window, unit)
 ) WITHOUT ROWID, STRICT;
 CREATE INDEX accounts_end ON accounts (end_s);
 CREATE TABLE holds (
@@ -93,11 +96,14 @@ _SAVE_ACCOUNT = (
 )
 _LOAD_ACCOUNTS = (
     f"SELECT {_ACCOUNT} FROM json_each(?) AS wanted JOIN accounts "  # noqa: S608
-    "ON budget = wanted.value ->> 0 AND payer = wanted.value ->> 1 AND window = wanted.value ->> 2"
+    "ON budget = wanted.value ->> 0 AND payer = wanted.value ->> 1 "
+    "AND window = wanted.value ->> 2 AND unit = wanted.value ->> 3"
 )
 _IDS = "WHERE id IN (SELECT value FROM json_each(?))"
 _LOAD_HOLDS = f"SELECT id, owner, at_s, deadline_s, legs, about FROM holds {_IDS}"  # noqa: S608
 _LOAD_ENTRIES = f"SELECT id, at_s, kind, rule, legs, about, result FROM entries {_IDS}"  # noqa: S608
+_PASSING = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL))
+"""Errors that say that another program was in the way."""
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 _encode = msgspec.json.Encoder().encode
 _decode_held = msgspec.json.Decoder(tuple[HeldLeg, ...]).decode
@@ -116,6 +122,7 @@ class SqliteLedger:
         self._db: sqlite3.Connection | None = None
         self._file = (0, 0)
         """Device and inode of what is open."""
+        self._log = WriteAheadLog(path)
         self._patience_s = 0.0
         self._memory = _Memory()
         self._refusing = False
@@ -137,6 +144,17 @@ class SqliteLedger:
         except BaseException:
             ledger._give_up()
             raise
+        ledger._thread.start()
+        return ledger
+
+    @classmethod
+    def open_to_read(cls, path: Path, *, clock: Clock = time.time) -> SqliteLedger:
+        """A ledger that only answers questions: no lock is taken, nothing is written, and the file
+        is opened with the first question, which raises LedgerRefusedError where it cannot be.
+        Raises LedgerRefusedError on a network file system.
+        """
+        ledger = cls(Path(os.path.realpath(path)), clock)
+        _refuse_network(ledger._path)
         ledger._thread.start()
         return ledger
 
@@ -180,8 +198,7 @@ class SqliteLedger:
     async def commit(self, batch: Sequence[Operation]) -> Sequence[Outcome]:
         """See `Ledger.commit`."""
         async with self._turn:
-            if self._lock_file is None:
-                raise LedgerDownError(f"{self._path} is closed")
+            self._must_be_writable()
             await self._take_lock()
             try:
                 if not self._begin():
@@ -211,7 +228,7 @@ class SqliteLedger:
         try:
             self._connection()
             refused = self._memory.refusal_of(db, hold, self._clock())
-        except (sqlite3.Error, OSError):
+        except (sqlite3.Error, OSError, LedgerDownError):
             return None  # whoever writes finds out
         self._refusing = refused is not None
         return refused
@@ -296,23 +313,45 @@ class SqliteLedger:
         )
         self._patience_s = LOCK_WAIT_S
         try:
-            if not self._is_ours(db):
+            version = self._version_of(db)
+            if not version:
                 self._create(db, create)
+            elif version < SCHEMA_VERSION:
+                upgrade(db)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA cache_size = -16000")
+            self._log.opened(db)
         except BaseException:
             self._undo()
             raise
         return db
 
-    def _is_ours(self, db: sqlite3.Connection) -> bool:
-        """Whether there is a ledger in the file; False: nothing at all."""
+    def _connect_to_read(self) -> None:
+        uri = f"file:{urllib.parse.quote(os.fsencode(self._path))}?mode=ro"
+        try:
+            os.close(os.open(self._path, os.O_RDONLY))  # which says why it cannot
+            self._db = sqlite3.connect(
+                uri, uri=True, isolation_level=None, check_same_thread=False, timeout=LOCK_WAIT_S
+            )
+            if not self._version_of(self._db):
+                raise OSError("it is empty, no proxy has used it yet")
+        except LedgerRefusedError:
+            self._undo()
+            raise
+        except (sqlite3.Error, OSError) as error:
+            self._undo()
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
+                raise
+            raise LedgerRefusedError(f"{self._path} cannot be read as a ledger: {error}") from error
+
+    def _version_of(self, db: sqlite3.Connection) -> int:
+        """The schema of the ledger in the file; 0: there is nothing at all."""
         application = db.execute("PRAGMA application_id").fetchone()[0]
-        version = db.execute("PRAGMA user_version").fetchone()[0]
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
         tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if application == APPLICATION_ID and version == SCHEMA_VERSION:
-            return True
+        if application == APPLICATION_ID and 1 <= version <= SCHEMA_VERSION:
+            return version
         if application == APPLICATION_ID:
             raise LedgerRefusedError(
                 f"{self._path} was written by another version (schema {version}, this one knows "
@@ -322,7 +361,7 @@ class SqliteLedger:
             raise LedgerRefusedError(
                 f"{self._path} is an SQLite file of something else. Name another file."
             )
-        return False
+        return 0
 
     def _create(self, db: sqlite3.Connection, allowed: bool) -> None:
         if not allowed:
@@ -341,6 +380,11 @@ class SqliteLedger:
         except BlockingIOError:
             return False
         return True
+
+    def _must_be_writable(self) -> None:
+        if self._lock_file is None:
+            why = "is closed" if self._closed else "was only opened to be read"
+            raise LedgerDownError(f"{self._path} {why}")
 
     async def _take_lock(self) -> None:
         try:
@@ -379,7 +423,13 @@ class SqliteLedger:
         if there != self._file:
             # Nor is it opened: the log of the old one would be written into it.
             raise OSError("the ledger file was replaced; put the old one back, or restart")
+        self._log.must_be_well()
         return self._db or self._connect(create=False)
+
+    def _look_at_log(self) -> None:
+        """Only in the thread, outside of a transaction."""
+        assert self._db is not None, "it was opened before"
+        self._log.look(self._db, alone=self._instance_file is not None)
 
     def _wait_at_most(self, patience_s: float) -> None:
         """How long SQLite itself waits for another program that has the file locked."""
@@ -393,7 +443,9 @@ class SqliteLedger:
         return work()
 
     def _drop_connection(self) -> None:
-        if self._db is not None:
+        if self._lock_file is None:
+            self._undo()
+        elif self._db is not None:
             with contextlib.suppress(LedgerDownError, OSError), self._write_lock():
                 self._undo()
 
@@ -408,10 +460,13 @@ class SqliteLedger:
     # -- writing ---------------------------------------------------------------------------------
 
     def _begin(self) -> bool:
-        """Begin a transaction; False where another program is writing: a backup, somebody's shell.
-        Only under the write lock, which those do not know."""
+        """Begin a transaction; False where that may have to wait: another program is writing (a
+        backup, somebody's shell, which do not know our lock), or the log is not well. Only under
+        the write lock."""
         db = self._connection()
         self._wait_at_most(0.0)
+        if not self._log.is_well():
+            return False
         try:
             db.execute("BEGIN IMMEDIATE")
         except sqlite3.OperationalError as error:
@@ -422,6 +477,7 @@ class SqliteLedger:
 
     def _begin_patiently(self) -> None:
         assert self._db is not None, "it was opened to begin"
+        self._look_at_log()
         self._wait_at_most(LOCK_WAIT_S)
         self._db.execute("BEGIN IMMEDIATE")
 
@@ -446,30 +502,40 @@ class SqliteLedger:
     def _sync(self) -> None:
         assert self._db is not None, "a transaction is open"
         self._db.execute("COMMIT")
+        self._look_at_log()
 
     def _undo(self) -> None:
         """Roll back by closing: what state the connection is in is not worth knowing."""
         if self._db is not None:
+            with contextlib.suppress(sqlite3.Error, OSError, LedgerDownError):
+                self._db.rollback()
+                # Last chance to notice: the next connection takes whatever log lies there.
+                self._look_at_log()
             with contextlib.suppress(sqlite3.Error):
                 self._db.close()
             self._db = None
+            self._log.closed()
         self._memory = _Memory()
 
     def _save_budgets(self, rows: list[BudgetRow]) -> None:
+        self._must_be_writable()
         with self._write_lock():
             db = self._connection()
+            self._look_at_log()
             db.execute("BEGIN IMMEDIATE")
             db.executemany(
                 "INSERT INTO budgets (name, shape) VALUES (?, ?) "
                 "ON CONFLICT DO UPDATE SET shape = excluded.shape",
                 rows,
             )
-            db.execute("COMMIT")
+            self._sync()
 
     # -- reading ---------------------------------------------------------------------------------
 
     def _rows(self, query: str, *values: Any) -> list[Any]:
-        if self._db is None:
+        if self._db is None and self._lock_file is None:
+            self._connect_to_read()
+        elif self._db is None:
             with self._write_lock():
                 self._connection()
         assert self._db is not None, "opened just above"
@@ -519,8 +585,8 @@ class SqliteLedger:
         for hold in self._read_holds():
             for leg in hold.legs:
                 kept[leg.key] = kept.get(leg.key, 0) + leg.amount
-        rows = self._rows("SELECT budget, payer, window, held FROM accounts WHERE held != 0")
-        held = {Key(*row[:3]): row[3] for row in rows}
+        rows = self._rows("SELECT budget, payer, window, unit, held FROM accounts WHERE held != 0")
+        held = {Key(*row[:4]): row[4] for row in rows}
         return [
             f"account {key} holds {held.get(key, 0)}, its open holds {kept.get(key, 0)}"
             for key in sorted(kept.keys() | held.keys())
@@ -646,12 +712,11 @@ def _save(db: sqlite3.Connection, page: Page) -> None:
 
 def _account_row(account: Account) -> tuple[Any, ...]:
     figures = (account.limit, account.spent, account.held)
-    return (*account.key, account.unit, account.start_s, account.end_s, *figures)
+    return (*account.key, account.start_s, account.end_s, *figures)
 
 
 def _account(row: tuple[Any, ...]) -> Account:
-    budget, payer, window, *rest = row
-    return Account(Key(budget, payer, window), *rest)
+    return Account(Key(*row[:4]), *row[4:])
 
 
 def _hold(row: tuple[Any, ...]) -> OpenHold:

@@ -2,6 +2,7 @@
 
     nodes        YAML text -> a tree with marks; the only file that knows PyYAML
     variables    ${NAME}, ${NAME:-default}, ${file:...} in scalars
+    standins     what stands in for secrets where none are needed
     values       scalars: amounts, prices, durations, sizes, time zones
     entry        what all mappings share: closed, and errors in words
     model        the sections of the file

@@ -26,6 +26,7 @@ from budget_proxy.policy.network import address, host_name, is_loopback
 from budget_proxy.policy.nodes import MAX_BYTES, Table, TreeError, decode, plain, read_tree
 from budget_proxy.policy.services import build_service
 from budget_proxy.policy.sheet import Sheet, Spot
+from budget_proxy.policy.standins import without_secrets
 from budget_proxy.policy.tariffs import Catalogue, PricesOf, say_all
 from budget_proxy.policy.upstreams import Supplies, build_upstream, check_mounts, given
 from budget_proxy.policy.values import texts
@@ -52,15 +53,17 @@ def load(
     read_file: ReadFile = read_text,
     prices: PricesOf | None = None,
     catalogue: Traversable | None = None,
+    with_secrets: bool = True,
 ) -> House:
     """The house that a policy file describes.
 
     `read_file` reads `${file:...}`, `prices` has the prices of models (None: upstreams get
-    none), `catalogue` is the folder of tariffs (None: the one in the package).
+    none), `catalogue` is the folder of tariffs (None: the one in the package). Without secrets
+    the house is not fit to serve, and no variable of a credential, key or URL needs a value.
     Raises PolicyError with every mistake.
     """
-    return check(
-        path, environment=environment, read_file=read_file, prices=prices, catalogue=catalogue
+    return _checked(
+        _open(Path(path), environment, read_file, with_secrets), prices, catalogue
     ).house
 
 
@@ -73,7 +76,10 @@ def check(
     catalogue: Traversable | None = None,
 ) -> Checked:
     """Like `load`, with warnings."""
-    sheet = _open(Path(path), environment, read_file)
+    return _checked(_open(Path(path), environment, read_file), prices, catalogue)
+
+
+def _checked(sheet: Sheet, prices: PricesOf | None, catalogue: Traversable | None) -> Checked:
     tariffs = Catalogue(catalogue)
     entry = _entries(sheet)
     house = None
@@ -86,7 +92,9 @@ def check(
     return Checked(house, sorted(set(sheet.notes)))
 
 
-def _open(path: Path, environment: Mapping[str, str], read_file: ReadFile) -> Sheet:
+def _open(
+    path: Path, environment: Mapping[str, str], read_file: ReadFile, with_secrets: bool = True
+) -> Sheet:
     file = str(path)
     early: list[Mistake] = []
     try:
@@ -97,7 +105,7 @@ def _open(path: Path, environment: Mapping[str, str], read_file: ReadFile) -> Sh
     if tree is None:
         raise PolicyError([*early, Mistake(file, 1, 1, "the file is empty")])
     filled = fill(
-        tree,
+        tree if with_secrets else without_secrets(tree),
         environment=environment,
         read_file=read_file,
         report=lambda mark, said: early.append(Mistake(file, *mark, said)),

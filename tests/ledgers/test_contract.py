@@ -149,6 +149,25 @@ def test_a_hold_is_taken_in_all_accounts_or_in_none(told: Any) -> None:
     told(story)
 
 
+def test_two_units_of_one_budget_are_two_accounts(told: Any) -> None:
+    """Their amounts have no sum; each call ends in the unit that it was held in."""
+
+    async def story(ledger: Ledger) -> None:
+        usd, requests = leg(amount=60), leg(unit="requests", amount=3, limit=5)
+        await ledger.commit([hold("1", usd), hold("2", requests)])
+        got = await ledger.commit([hold("3", usd), hold("4", requests), Settle("1", {}, "actual")])
+        assert kinds(got) == [Short, Short, Ended]
+        await ledger.commit(
+            [Presume("2", "deadline"), Adjust("x", "A", "(all)", "EUR", TOTAL, 9, 7, b"{}")]
+        )
+        got = await ledger.commit([Settle("2", {"USD": 50, "requests": 1}, "actual")])
+        assert kinds(got) == [Ended]
+        accounts = {row.unit: (row.spent, row.held) for row in await ledger.accounts()}
+        assert accounts == {"USD": (60, 0), "requests": (1, 0), "EUR": (7, 0)}
+
+    told(story)
+
+
 class BrokenError(Exception):
     pass
 

@@ -17,7 +17,14 @@ import pytest
 
 from budget_proxy.core.book import Adjust, Held, Hold, Leg, Outcome, Release, Settle
 from budget_proxy.core.window import Span
-from budget_proxy.ledgers import LedgerDownError, LedgerRefusedError, sqlite
+from budget_proxy.ledgers import (
+    BudgetRow,
+    LedgerDownError,
+    LedgerRefusedError,
+    sqlite,
+    upgrade,
+    wal,
+)
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.sqlite import SqliteLedger, file_system
 
@@ -216,6 +223,114 @@ def test_a_system_that_tells_nothing_of_its_mounts_is_no_obstacle(
     asyncio.run(SqliteLedger.open(tmp_path / "ledger.db").close())
 
 
+# -- files of older versions ----------------------------------------------------------------------
+
+
+VERSION_1 = """
+CREATE TABLE accounts (
+    budget TEXT NOT NULL, payer TEXT NOT NULL, window TEXT NOT NULL, unit TEXT NOT NULL,
+    start_s INTEGER NOT NULL, end_s INTEGER, lim INTEGER NOT NULL,
+    spent INTEGER NOT NULL, held INTEGER NOT NULL,
+    PRIMARY KEY (budget, payer, window)
+) WITHOUT ROWID, STRICT;
+CREATE INDEX accounts_end ON accounts (end_s);
+CREATE TABLE holds (
+    id TEXT PRIMARY KEY, owner TEXT NOT NULL, at_s REAL NOT NULL, deadline_s REAL NOT NULL,
+    legs BLOB NOT NULL, about BLOB NOT NULL
+) WITHOUT ROWID, STRICT;
+CREATE TABLE entries (
+    id TEXT PRIMARY KEY, at_s REAL NOT NULL, kind TEXT NOT NULL, rule TEXT NOT NULL,
+    legs BLOB NOT NULL, about BLOB NOT NULL, result BLOB NOT NULL
+) WITHOUT ROWID, STRICT;
+CREATE TABLE budgets (name TEXT PRIMARY KEY, shape TEXT NOT NULL) WITHOUT ROWID, STRICT;
+PRAGMA application_id = 1651538041;
+PRAGMA user_version = 1;
+PRAGMA journal_mode = WAL;
+INSERT INTO budgets VALUES ('A', 'USD|total|');
+INSERT INTO accounts VALUES
+    ('A', '(all)', 'total', 'USD', 0, NULL, 100, 63, 12),
+    ('A', 'zoë', 'total', 'USD', 0, NULL, 100, 5, 0);
+INSERT INTO holds VALUES
+    ('1', 'me', 0.0, 9.0, CAST('[["A","(all)","total","USD",10]]' AS BLOB), x'7b7d'),
+    ('2', 'me', 0.0, 9.0, CAST('[["A","(all)","total","requests",2]]' AS BLOB), x'7b7d');
+INSERT INTO entries VALUES
+    ('3', 1.0, 'settled', 'actual',
+     CAST('[["A","(all)","total","USD",70,60],["A","zoë","total","USD",5,5]]' AS BLOB),
+     x'7b7d', x'7b7d'),
+    ('4', 2.0, 'settled', 'actual',
+     CAST('[["A","(all)","total","requests",1,1]]' AS BLOB), x'7b7d', x'7b7d'),
+    ('5', 3.0, 'adjusted', 'person',
+     CAST('[["A","(all)","total","requests",0,2]]' AS BLOB), x'7b7d', x'7b7d');
+"""
+"""A ledger whose budget has changed from USD to requests, and whose account has added both."""
+
+
+def a_version_1(path: Path) -> None:
+    db = sqlite3.connect(path)
+    db.executescript(VERSION_1)
+    db.close()
+
+
+def test_a_ledger_of_version_1_keeps_all_and_tells_units_apart(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    a_version_1(path)
+
+    async def upgraded(ledger: SqliteLedger) -> None:
+        accounts = {(row.payer, row.unit): row for row in await ledger.accounts()}
+        figures = {name: (row.limit, row.spent, row.held) for name, row in accounts.items()}
+        assert figures == {
+            ("(all)", "USD"): (100, 60, 10),
+            ("(all)", "requests"): (100, 3, 2),
+            ("zoë", "USD"): (100, 5, 0),
+        }
+        assert await ledger.check() == []
+        assert [held.id for held in await ledger.holds()] == ["1", "2"]
+        assert [entry.id for entry in await ledger.entries(0)] == ["3", "4", "5"]
+        assert await ledger.budgets() == [("A", "USD|total|")]
+
+    async def ends(ledger: SqliteLedger) -> None:
+        await ledger.commit([settle("1", 1), Settle("2", {"requests": 1}, "actual")])
+        rows = {(row.payer, row.unit): row.spent for row in await ledger.accounts()}
+        assert rows == {("(all)", "USD"): 61, ("(all)", "requests"): 4, ("zoë", "USD"): 5}
+        assert await ledger.check() == []
+
+    run(upgraded, path)
+    run(upgraded, path, sole=True)
+    run(ends, path)
+
+
+def test_a_ledger_of_version_1_is_read_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    a_version_1(path)
+    before = path.read_bytes()
+
+    async def read() -> None:
+        ledger = SqliteLedger.open_to_read(path)
+        assert await figures(ledger) == [(63, 12), (5, 0)]
+        await ledger.close()
+
+    asyncio.run(read())
+    assert path.read_bytes() == before
+
+
+def test_an_upgrade_that_fails_has_changed_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.db"
+    a_version_1(path)
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(upgrade, "_TABLE", "CREATE TABLE holds (it_is_there_already)")
+        with pytest.raises(LedgerRefusedError, match="holds already exists"):
+            SqliteLedger.open(path)
+    assert path.read_bytes() == before
+
+    async def whole(ledger: SqliteLedger) -> None:
+        assert await ledger.check() == []
+
+    run(whole, path)
+
+
 # -- who may use it ------------------------------------------------------------------------------
 
 
@@ -353,6 +468,116 @@ def test_an_error_while_reading_is_over_with_the_next_read(
     run(story, tmp_path / "ledger.db")
 
 
+QUESTIONS = ("accounts", "holds", "budgets", "check")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Of the ledger and its log; the index (`-shm`) is no part of what is kept."""
+    return {
+        name: (folder / name).read_bytes()
+        for name in ("ledger.db", "ledger.db-wal")
+        if (folder / name).exists()
+    }
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["closed", "killed"])
+def test_reading_changes_nothing_and_needs_no_lock(killed: bool, tmp_path: Path) -> None:
+    """Nor does it end the log of a proxy that was killed: that is for the next one that serves."""
+    path = tmp_path / "live" / "ledger.db"
+    path.parent.mkdir()
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 30), hold("2", 5), settle("2", 5)])
+        if killed:  # a copy is what a kill leaves
+            for name, content in contents(path.parent).items():
+                (tmp_path / name).write_bytes(content)
+
+    async def read() -> None:
+        ledger = SqliteLedger.open_to_read(tmp_path / "ledger.db")
+        assert await figures(ledger) == [(5, 30)]
+        assert [entry.id for entry in await ledger.entries(0)] == ["2"]
+        for question in QUESTIONS:
+            await getattr(ledger, question)()
+        for change in (ledger.commit([hold("3")]), ledger.remember_budgets([BudgetRow("A", "x")])):
+            with pytest.raises(LedgerDownError, match="opened to be read"):
+                await change
+        await ledger.close()
+
+    run(story, path)
+    if not killed:
+        path.rename(tmp_path / "ledger.db")
+    (tmp_path / "ledger.db.lock").touch()
+    before = contents(tmp_path)
+    assert len(before) == 1 + killed
+    with locked(tmp_path / "ledger.db.lock"):
+        for _ in range(2):
+            asyncio.run(read())
+    assert contents(tmp_path) == before | {"ledger.db-wal": before.get("ledger.db-wal", b"")}
+
+
+def test_reading_sees_what_a_proxy_beside_it_commits(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: SqliteLedger) -> None:
+        reader = SqliteLedger.open_to_read(path)
+        for number in range(1, 5):
+            await ledger.commit([hold(f"{number}")])
+            assert await figures(reader) == [(0, number)]
+        await reader.close()
+        await ledger.commit([settle("1")])
+        assert await ledger.check() == []
+
+    run(story, path, sole=True)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"), [*REFUSED[:4], (Path.touch, "it is empty, no proxy has used it yet")]
+)
+def test_what_is_not_a_ledger_is_not_read(
+    make: Callable[[Path], None], says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "ledger.db"
+    make(path)
+    before = path.read_bytes()
+
+    async def read() -> None:
+        ledger = SqliteLedger.open_to_read(path)
+        for _ in range(2):
+            with pytest.raises(LedgerRefusedError) as caught:
+                await ledger.accounts()
+            assert says.partition(". Name")[0] in str(caught.value)
+        await ledger.close()
+
+    asyncio.run(read())
+    assert path.read_bytes() == before
+
+
+def test_reading_what_another_program_keeps_ends_and_is_good_again_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "LOCK_WAIT_S", 0.2)
+    path = tmp_path / "ledger.db"
+
+    async def write(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 30)])
+
+    async def read() -> None:
+        ledger = SqliteLedger.open_to_read(path)
+        other = sqlite3.connect(path, isolation_level=None)
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN IMMEDIATE")
+        for _ in range(2):
+            with pytest.raises(LedgerDownError, match="database is locked"):
+                await ledger.accounts()
+        other.execute("ROLLBACK")
+        other.close()
+        assert await figures(ledger) == [(0, 30)]
+        await ledger.close()
+
+    run(write, path)
+    asyncio.run(read())
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """The write lock in the hands of another process, as far as `flock` can tell."""
@@ -465,6 +690,225 @@ def test_a_ledger_that_was_replaced_is_not_written_to(
 
     run(story, path)
     assert new.read_bytes() == before
+
+
+def take_away(log: Path) -> None:
+    log.unlink()
+
+
+def move_away(log: Path) -> None:
+    log.rename(log.with_name("elsewhere"))
+
+
+def put_another(log: Path) -> None:
+    """With the same bytes: what counts is that it is another file."""
+    other = log.with_name("other")
+    other.write_bytes(log.read_bytes())
+    other.rename(log)
+
+
+def put_an_old_one(log: Path) -> None:
+    """It has commits of its own, which must not come back."""
+    log.with_name("an-old-one").rename(log)
+
+
+def empty(log: Path) -> None:
+    log.write_bytes(b"")
+
+
+def cut(log: Path) -> None:
+    os.truncate(log, log.stat().st_size - 5000)
+
+
+LOG_ACCIDENTS: list[tuple[Callable[[Path], None], str, bool]] = [
+    (take_away, "ledger.db-wal was deleted .* Nothing is lost. Restart budget-proxy$", True),
+    (move_away, "ledger.db-wal was deleted .* Nothing is lost. Restart budget-proxy$", True),
+    (put_another, "was replaced .* Nothing is lost. Stop budget-proxy, delete that file", True),
+    (put_an_old_one, "was replaced .* Nothing is lost. Stop budget-proxy, delete that file", True),
+    (empty, "was cut short .* Restart budget-proxy, and compare its accounts with the", False),
+    (cut, "was cut short .* Restart budget-proxy, and compare its accounts with the", False),
+]
+"""What happens to the log, what the error says, and whether all commits are there afterwards."""
+ACCIDENTS = pytest.mark.parametrize(
+    ("happens", "says", "all_there"), LOG_ACCIDENTS, ids=[row[0].__name__ for row in LOG_ACCIDENTS]
+)
+
+
+@ACCIDENTS
+def test_a_log_that_is_gone_or_cut_is_noticed_before_a_commit_is_lost(
+    happens: Callable[[Path], None], says: str, all_there: bool, tmp_path: Path
+) -> None:
+    """And said until the restart, whatever else fails meanwhile."""
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+
+    async def story(ledger: SqliteLedger) -> None:
+        for number in range(5):
+            await ledger.commit([hold(f"{number}", 10)])
+            if number == 1:
+                (tmp_path / "an-old-one").write_bytes(log.read_bytes())
+        happens(log)
+        for _ in range(3):
+            with pytest.raises(LedgerDownError, match=says):
+                await ledger.commit([hold("never kept", 10)])
+        with pytest.raises(LedgerDownError, match=says):
+            await ledger.remember_budgets([BudgetRow("A", "never kept")])
+        with pytest.raises(LedgerDownError, match=says):
+            await ledger.accounts()
+
+    async def after(ledger: SqliteLedger) -> None:
+        kept = {held.id for held in await ledger.holds()}
+        assert kept <= {f"{number}" for number in range(5)}
+        assert len(kept) == 5 or not all_there
+        assert await figures(ledger) in ([(0, 10 * len(kept))], [])
+        assert await ledger.check() == []
+        assert await ledger.budgets() == []
+        await ledger.commit([hold("goes on", 1)])
+
+    run(story, path, sole=True)
+    run(after, path, sole=True)
+
+
+@ACCIDENTS
+def test_what_happens_to_the_log_before_an_error_is_not_hidden_by_opening_anew(
+    happens: Callable[[Path], None],
+    says: str,
+    all_there: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+
+    def fails(*_: Any) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 10)])
+        (tmp_path / "an-old-one").write_bytes(log.read_bytes())
+        await ledger.commit([hold("2", 10)])
+        happens(log)
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteLedger, "_rows", fails)
+            with pytest.raises(LedgerDownError, match="disk I/O error"):
+                await ledger.accounts()
+        with pytest.raises(LedgerDownError, match=says):
+            await ledger.commit([hold("never kept", 10)])
+
+    async def after(ledger: SqliteLedger) -> None:
+        assert len(await ledger.holds()) == 2 or not all_there
+
+    run(story, path, sole=True)
+    run(after, path, sole=True)
+
+
+def test_a_log_that_vanishes_while_a_commit_is_written_fails_that_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its outcome is unknown to the caller, who may repeat it; here it was kept."""
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+    real = sqlite.book.apply
+
+    def vanishes(*given: Any) -> Any:
+        log.unlink()
+        return real(*given)
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 10)])
+        with monkeypatch.context() as patch:
+            patch.setattr(sqlite.book, "apply", vanishes)
+            with pytest.raises(LedgerDownError, match="was deleted while"):
+                await ledger.commit([hold("2", 10)])
+
+    async def after(ledger: SqliteLedger) -> None:
+        assert [held.id for held in await ledger.holds()] == ["1", "2"]
+
+    run(story, path, sole=True)
+    run(after, path, sole=True)
+
+
+def test_a_lost_log_is_saved_only_by_the_one_that_serves(tmp_path: Path) -> None:
+    """A correction beside it cannot know whose log the common index is about."""
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 10)])
+        guest = SqliteLedger.open(path)
+        log.unlink()
+        with pytest.raises(LedgerDownError, match=r"was deleted while it was in use\. Try again"):
+            await guest.commit([hold("never kept", 10)])
+        await guest.close()
+        with pytest.raises(LedgerDownError, match="Nothing is lost"):
+            await ledger.commit([hold("never kept", 10)])
+
+    async def after(ledger: SqliteLedger) -> None:
+        assert [held.id for held in await ledger.holds()] == ["1"]
+
+    run(story, path, sole=True)
+    run(after, path, sole=True)
+
+
+def test_a_lost_log_that_a_reader_keeps_from_being_saved_is_called_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal, "SAVE_WAIT_S", 0.1)
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 10)])
+        reader = sqlite3.connect(path, isolation_level=None)
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM holds").fetchone()
+        await ledger.commit([hold("2", 10)])
+        (tmp_path / "ledger.db-wal").unlink()
+        for _ in range(2):
+            with pytest.raises(LedgerDownError, match=r"was deleted .* commits may be lost"):
+                await ledger.commit([hold("never kept", 10)])
+        reader.close()
+
+    run(story, path, sole=True)
+
+
+@pytest.mark.parametrize("mode", ["PASSIVE", "FULL", "RESTART", "TRUNCATE"])
+def test_a_checkpoint_by_another_program_is_no_accident(mode: str, tmp_path: Path) -> None:
+    """Not even when somebody wrote after it, so that the log is short but not empty."""
+    path = tmp_path / "ledger.db"
+
+    async def story(ledger: SqliteLedger) -> None:
+        for number in range(20):
+            await ledger.commit([hold(f"{number}")])
+            if number % 3 == 0:
+                other = sqlite3.connect(path)
+                busy = other.execute(f"PRAGMA wal_checkpoint({mode})").fetchone()[0]
+                assert not busy
+                if number % 2 == 0:
+                    other.execute("INSERT INTO budgets VALUES (?, '')", (f"{number}",))
+                    other.commit()
+                other.close()
+        assert await figures(ledger) == [(0, 20)]
+        assert await ledger.check() == []
+
+    run(story, path, sole=True)
+    run(story_after_checkpoints, path, sole=True)
+
+
+async def story_after_checkpoints(ledger: SqliteLedger) -> None:
+    assert len(await ledger.holds()) == 20
+    assert len(await ledger.budgets()) == 4
+
+
+def test_a_log_that_starts_over_by_itself_is_no_accident(tmp_path: Path) -> None:
+    """SQLite checkpoints every 1,000 pages and writes from the beginning again."""
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+
+    async def story(ledger: SqliteLedger) -> None:
+        sizes = []
+        for number in range(12):
+            about = b"x" * 1_000_000
+            await ledger.commit([hold(f"{number}", about=about), Release(f"{number}", "not_sent")])
+            sizes.append(log.stat().st_size)
+        assert len(set(sizes)) < 12, "it started over"
+        assert len(await ledger.entries(0)) == 12
+
+    run(story, path, sole=True)
 
 
 def test_the_clock_is_read_while_the_lock_is_held(tmp_path: Path) -> None:

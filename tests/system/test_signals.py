@@ -181,6 +181,37 @@ def test_a_hold_of_a_killed_proxy_is_presumed_and_said(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("emptied", [False, True], ids=["deleted", "emptied"])
+def test_a_ledger_whose_log_is_taken_away_stops_the_spending_until_the_restart(
+    tmp_path: Path, emptied: bool
+) -> None:
+    log = tmp_path / "ledger.db-wal"
+
+    async def story() -> None:
+        async with Gate.standing() as gate, aiohttp.ClientSession() as session:
+            gate.opened.set()
+            async with serving(tmp_path, POLICY + CAP, SANDBOX=gate.url) as process:
+                assert await status_of(session, process.url + GEO) == 200
+                if emptied:
+                    log.write_bytes(b"")
+                else:
+                    log.unlink()
+                for _ in range(2):
+                    assert await status_of(session, process.url + GEO) == 503
+                assert gate.arrived == 1, "nothing is forwarded"
+                assert f"{log} was" in process.err
+                assert "Restart budget-proxy" in process.err
+                process.send(signal.SIGTERM)
+                assert await process.ended() == 0
+            async with serving(tmp_path, SANDBOX=gate.url) as process:
+                assert await status_of(session, process.url + GEO) == 200
+                process.send(signal.SIGTERM)
+                assert await process.ended() == 0
+        assert accounts(tmp_path) == {"cap": ("0.005" if emptied else "0.01", "0")}
+
+    asyncio.run(story())
+
+
 def test_the_call_log_is_json_lines_and_nothing_else(tmp_path: Path) -> None:
     async def story() -> None:
         async with Gate.standing() as gate, aiohttp.ClientSession() as session:

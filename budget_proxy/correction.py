@@ -1,0 +1,47 @@
+"""A person's correction of an account: checked, and the account after it. Pure."""
+
+from __future__ import annotations
+
+from budget_proxy.accounts_view import AccountView, open_accounts
+from budget_proxy.core.book import Adjust, Adjusted
+from budget_proxy.core.house import House
+from budget_proxy.core.money import parse_amount
+from budget_proxy.records import about_correction
+
+
+def correction_for(
+    house: House, budget: str, payer: str, amount_text: str, reason: str, who: str, call_id: str
+) -> Adjust:
+    """A person's correction of an account. Raises ValueError for what cannot be meant."""
+    found = next((known for known in house.budgets if known.name == budget), None)
+    if found is None:
+        names = ", ".join(known.name for known in house.budgets)
+        raise ValueError(f"there is no budget {budget!r}; the policy has {names}")
+    if found.span.per == "request":
+        raise ValueError(f"budget {budget!r} is per request and keeps no account")
+    for what, text in (("payer", payer), ("reason", reason)):
+        if not (text and text.isprintable()):
+            raise ValueError(f"the {what} {text!r} is not a line of text")
+    amount, unit = parse_amount(amount_text)
+    if unit != found.unit:
+        raise ValueError(f"budget {budget!r} is in {found.unit}, not in {unit}")
+    return Adjust(
+        id=call_id,
+        budget=budget,
+        payer=payer,
+        unit=unit,
+        span=found.span,
+        limit=found.limit_for(payer),
+        amount=amount,
+        about=about_correction(who, reason),
+    )
+
+
+def adjusted_account(outcome: Adjusted, house: House) -> AccountView:
+    """The account after a correction, as readers see it in the window that was corrected."""
+    account = outcome.account
+    return next(
+        view
+        for view in open_accounts([account], house, account.start_s)
+        if (view.budget, view.payer) == (account.budget, account.payer)
+    )

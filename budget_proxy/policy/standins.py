@@ -1,0 +1,55 @@
+"""A policy without its secrets, for those who only want to know its budgets and its ledger.
+
+Credentials, keys, tokens and where calls go: `${...}` is not looked up in these places, so that a
+ledger can be corrected from a shell that has none of them. Everywhere else a variable without a
+value is a mistake as ever. What this makes is not fit to serve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+
+from budget_proxy.policy.nodes import Entry, Items, Node, Scalar, Table
+
+ANY = "*"
+_URL = "http://unset.invalid"
+_PLACES: dict[tuple[str, ...], str] = {
+    ("admin_token",): "unset-admin-token-{}",
+    ("services", ANY, "key"): "unset-key-{}",
+    ("services", ANY, "keys", ANY): "unset-key-{}",
+    ("upstreams", ANY, "credential"): "unset",
+    ("upstreams", ANY, "credential", "bearer"): "unset",
+    ("upstreams", ANY, "credential", "basic"): "unset:unset",
+    ("upstreams", ANY, "credential", "value"): "unset",
+    ("upstreams", ANY, "proxy"): _URL,
+    ("upstreams", ANY, "url"): _URL,
+}
+"""Ways to a value, and what stands in for it: of the form that is expected there, and with a number
+where no two may be the same."""
+
+
+def without_secrets(tree: Node) -> Node:
+    """The tree, with stand-ins for the variables in those places."""
+    numbers = count()
+    for way, form in _PLACES.items():
+        tree = _at(tree, way, lambda form=form: form.format(next(numbers)))  # type: ignore[misc]
+    return tree
+
+
+def _at(node: Node, way: tuple[str, ...], stand_in: Callable[[], str]) -> Node:
+    if not way:
+        if isinstance(node, Scalar) and "${" in node.text:
+            return replace(node, text=stand_in())
+        return node
+    step, rest = way[0], way[1:]
+    if isinstance(node, Items) and step == ANY:
+        return replace(node, items=tuple(_at(item, rest, stand_in) for item in node.items))
+    if not isinstance(node, Table):
+        return node
+    entries = {
+        key: Entry(entry.mark, _at(entry.value, rest, stand_in)) if step in (ANY, key) else entry
+        for key, entry in node.entries.items()
+    }
+    return replace(node, entries=entries)
