@@ -18,6 +18,7 @@ from budget_proxy.core.refusal import Reason, refuse
 from budget_proxy.core.tariff import Document, json_place
 
 MAX_CACHED = 10_000
+_NOTHING = Document()
 Roster = Callable[[Budget, str], bool]
 """Whether a payer that a caller named may (still) be a payer of a budget."""
 
@@ -79,12 +80,12 @@ class Binding:
 
 
 def _bound(budget: Budget, facts: Facts) -> _Bound:
-    named = [None if part.kind != "fact" else facts.get(part.name) for part in budget.for_each]
     payer = None
     if not budget.for_each:
         payer = EVERYONE
-    elif all(named):
-        payer = "|".join(filter(None, named))
+    elif not budget.caller_names_payer:
+        parts = [_part(part, facts, _NOTHING) for part in budget.for_each]
+        payer = "|".join(filter(None, parts)) if all(parts) else None
     limit = budget.limit if payer is None else budget.limit_for(payer)
     return _Bound(budget, payer, limit, budget.on_shortfall != "report")
 
