@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
 import ssl
 import struct
@@ -20,8 +21,9 @@ from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
 from aiohttp.http import HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import HttpRequestParser
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.streams import EmptyStreamReader, StreamReader
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from budget_proxy.call import (
     CHUNK,
@@ -35,6 +37,7 @@ from budget_proxy.call import (
 )
 from budget_proxy.core.house import Limits
 
+logger = logging.getLogger(__name__)
 BACKLOG = 1024
 LINGER_S = 1.0
 SHUTDOWN_S = 2.0
@@ -54,7 +57,7 @@ class _Answer:
     def __init__(
         self,
         protocol: _Protocol,
-        request: web.BaseRequest,
+        request: RawRequestMessage,
         status: int,
         reason: str,
         headers: Headers,
@@ -78,7 +81,7 @@ class _Answer:
         self._chunked = self._left is None and new
         self.is_framed = self._left is not None or new
         """Whether a caller can tell its end from a lost connection."""
-        self.keep_alive = request.keep_alive and self.is_framed and not close
+        self.keep_alive = self.is_framed and not (close or request.should_close)
         if self._chunked:
             lines.append(b"Transfer-Encoding: chunked\r\n")
         if not dated:
@@ -116,22 +119,6 @@ class _Answer:
             transport.write(data)
 
 
-class _Done:
-    """What the library is told of an answer that is out already."""
-
-    def __init__(self, *, keep_alive: bool) -> None:
-        self.keep_alive = keep_alive
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Nothing is left to do."""
-
-    async def write_eof(self) -> None:
-        """Nothing is left to do."""
-
-
-_KEEP, _CLOSE = _Done(keep_alive=True), _Done(keep_alive=False)
-
-
 class _Writing:
     """A step towards the caller: what goes wrong in it means that the caller is gone."""
 
@@ -155,25 +142,32 @@ class _Writing:
 
 
 class IncomingCall:
-    """A `Call` on an aiohttp request."""
+    """A `Call` on what aiohttp's parser makes of a connection's bytes."""
 
-    def __init__(self, request: web.BaseRequest, protocol: _Protocol, limits: Limits) -> None:
-        self._request = request
+    def __init__(
+        self,
+        message: RawRequestMessage,
+        content: StreamReader,
+        protocol: _Protocol,
+        limits: Limits,
+    ) -> None:
+        self._message = message
+        self._content = content
         self._protocol = protocol
         self._limits = limits
         self._answer: _Answer | None = None
         self._close = False
         self._ended = False
-        self.method = request.method
-        self.target = request.raw_path
-        version = request.version
+        self.method = message.method
+        self.target = message.path
+        version = message.version
         self.version = (version.major, version.minor)
-        self.headers: Headers = list(request.raw_headers)
-        self.has_body = request.body_exists
-        declared = request.headers.get("Content-Length", "")
+        self.headers: Headers = list(message.raw_headers)
+        self.has_body = not isinstance(content, EmptyStreamReader)
+        declared = message.headers.get("Content-Length", "")
         self.declared = int(declared) if declared.isdigit() else None
         self.gone = Departure()
-        self._expects = "Expect" in request.headers
+        self._expects = "Expect" in message.headers
 
     def __repr__(self) -> str:
         return f"<call {self.method} {self.target.partition('?')[0]}>"
@@ -193,7 +187,7 @@ class IncomingCall:
 
     async def read(self, limit: int) -> bytes:
         """See `Call.read`."""
-        content = self._request.content
+        content = self._content
         if content.is_eof() and content.exception() is None:  # all there: no deadline to arm
             body = content.read_nowait()
             if len(body) > limit:
@@ -215,7 +209,7 @@ class IncomingCall:
     async def chunks(self) -> AsyncIterator[bytes]:
         """See `Call.chunks`."""
         await self.proceed()
-        content = self._request.content
+        content = self._content
         while True:
             try:
                 chunk = content.read_nowait(CHUNK)
@@ -234,7 +228,7 @@ class IncomingCall:
 
     def cannot_go_on(self) -> None:
         """Nothing more of the request, or of what follows it, can be read."""
-        body = self._request.content
+        body = self._content
         if not body.is_eof() and body.exception() is None:
             self._close = True
             body.set_exception(web.RequestPayloadError("the body is not HTTP"))
@@ -245,9 +239,8 @@ class IncomingCall:
         # Who still waits for 100 Continue may or may not send its body after this answer.
         close = self._close or self._expects
         with _Writing(self):
-            self._protocol.begun = True
             self._answer = _Answer(
-                self._protocol, self._request, status, reason, headers, close=close
+                self._protocol, self._message, status, reason, headers, close=close
             )
 
     async def send(self, chunk: bytes) -> None:
@@ -290,14 +283,18 @@ class IncomingCall:
         """See `Call.close_after`."""
         self._close = True
 
-    @property
-    def answer(self) -> Any:
-        """What aiohttp is told was answered."""
+    def done(self) -> bool:
+        """The story is over; whether the connection can carry another call."""
         if self._answer is None or not self._ended:
-            self.abort()  # or the library would end it properly
-            raise ConnectionResetError("the answer was cut on purpose")
-        self._protocol.begun = False
-        return _KEEP if self._answer.keep_alive and not self._close else _CLOSE
+            self.abort()
+            return False
+        return self._answer.keep_alive and not self._close
+
+    def lost(self) -> None:
+        """The connection is gone."""
+        if self._content.exception() is None:
+            self._content.set_exception(ConnectionResetError("the caller hung up"))
+        self.gone.happen()
 
 
 def _reset(transport: asyncio.Transport) -> None:
@@ -308,11 +305,102 @@ def _reset(transport: asyncio.Transport) -> None:
 
 
 class _Protocol(RequestHandler):
-    """One connection: tells its call when the caller hangs up, or its body turns into garbage."""
+    """One connection: its calls one after the other. The library's own way to do that makes a
+    task, a request and a response for each, and answers errors with the caller's bytes in them."""
 
     call: IncomingCall | None = None
-    begun = False
-    """Whether an answer is half written."""
+
+    async def start(self) -> None:
+        """Answer what comes, until the connection ends."""
+        try:
+            while not self._force_close:
+                message, content = await self._next()
+                if isinstance(message, _ErrInfo):
+                    self._refuse(message.status)
+                    break
+                stays = await self._tell(message, content)
+                if not stays or self._close or self._force_close:
+                    break
+                self._await_next()
+        except asyncio.CancelledError:
+            self.force_close()
+            raise
+        except Exception:
+            logger.exception("a connection failed in the proxy")
+            self.force_close()
+        if not self._force_close:
+            self._task_handler = None
+            if self.transport is not None:
+                self.transport.close()
+
+    async def _next(self) -> tuple[RawRequestMessage | _ErrInfo, StreamReader]:
+        """The next request, or what is wrong with it."""
+        if not self._messages:
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        message, content = self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        return message, content
+
+    async def _tell(self, message: RawRequestMessage, content: StreamReader) -> bool:
+        """Let one call be answered; whether the connection can carry another."""
+        server = self._manager
+        if not isinstance(server, _Server):
+            return False  # it was lost meanwhile
+        self._request_in_progress = True
+        call = self.call = IncomingCall(message, content, self, server.limits)
+        try:
+            await server.tell(call)
+        finally:
+            self.call = None
+            self._request_in_progress = False
+            if self._handler_waiter is not None and not self._handler_waiter.done():
+                self._handler_waiter.set_result(None)
+        # Whoever asked to upgrade may speak another protocol from here on.
+        return call.done() and not self._upgraded and await self._is_read(content)
+
+    async def _is_read(self, content: StreamReader) -> bool:
+        """Whether the end of a request's body has come; the rest of it is waited for shortly."""
+        if content.is_eof():
+            return True
+        try:
+            async with asyncio.timeout(LINGER_S):
+                while not content.is_eof():
+                    await content.readany()
+        except (TimeoutError, ConnectionError, web.RequestPayloadError, HttpProcessingError):
+            return False
+        except RuntimeError:  # an upload that was stopped has not let go of it yet
+            return False
+        return True
+
+    def _await_next(self) -> None:
+        """From now on the next request's headers may take as long as the first one's."""
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        if self._keepalive_handle is None:
+            self._keepalive_handle = self._loop.call_at(
+                self._next_keepalive_close_time, self._process_keepalive
+            )
+
+    def _refuse(self, status: int) -> None:
+        """Answer what the parser refused, without quoting it."""
+        if self.transport is None:
+            return
+        body = (
+            '{"type":"urn:budget-proxy:problem:bad_request","title":"Bad request",'
+            f'"status":{status},"detail":"This is not an HTTP/1.1 request that can be read."}}\n'
+        )
+        head = (
+            f"HTTP/1.1 {status} Bad Request\r\nContent-Type: application/problem+json\r\n"
+            f"Content-Length: {len(body)}\r\nDate: {rfc822_formatted_time()}\r\n"
+            "Connection: close\r\n\r\n"
+        )
+        self.transport.write((head + body).encode())
 
     async def drained(self) -> None:
         """Wait until more may be written. Raises ConnectionError."""
@@ -343,44 +431,32 @@ class _Protocol(RequestHandler):
         """The caller is gone."""
         super().connection_lost(exc)
         if self.call is not None:
-            self.call.gone.happen()
+            self.call.lost()
             self.call = None
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,  # noqa: ARG002
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,  # noqa: ARG002 - it quotes the caller's bytes
-    ) -> web.StreamResponse:
-        """Answer what the parser refused, without quoting it."""
-        if isinstance(exc, ConnectionError) or self.begun:
-            raise ConnectionError("there is nobody to answer, or the answer had begun") from exc
-        answer = web.Response(
-            status=status,
-            text='{"type":"urn:budget-proxy:problem:bad_request","title":"Bad request",'
-            f'"status":{status},"detail":"This is not an HTTP/1.1 request that can be read."}}\n',
-            content_type="application/problem+json",
-        )
-        answer.force_close()
-        return answer
 
 
 class _Server(web.Server):
     """The factory of connections, with a bound on how many there are."""
 
-    def __init__(self, *args: Any, max_connections: int, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._max_connections = max_connections
+    def __init__(
+        self, tell: Callable[[IncomingCall], Awaitable[None]], limits: Limits, **kwargs: Any
+    ) -> None:
+        super().__init__(_never, **kwargs)
+        self.tell = tell
+        self.limits = limits
 
     @property
     def is_full(self) -> bool:
         """Whether no more connections are taken."""
-        return len(self._connections) >= self._max_connections
+        return len(self._connections) >= self.limits.max_connections
 
     def __call__(self) -> RequestHandler:
         """One connection's protocol."""
         return _Protocol(self, loop=self._loop, **self._kwargs)
+
+
+async def _never(_request: web.BaseRequest) -> web.StreamResponse:
+    raise AssertionError("our protocol hands requests to nobody else")
 
 
 class Listener:
@@ -406,14 +482,13 @@ class Listener:
     ) -> tuple[str, int]:
         """Listen; the address really bound (port 0 picks one)."""
         self._server = _Server(
-            self._handle,
-            max_connections=self._limits.max_connections,
+            self._tell,
+            self._limits,
             keepalive_timeout=self._limits.header_timeout_s,
             max_line_size=self._limits.max_header_line,
             max_field_size=self._limits.max_header_line,
             read_bufsize=CHUNK,
             auto_decompress=False,
-            lingering_time=LINGER_S,
             access_log=None,
         )
         self._runner = web.ServerRunner(
@@ -427,21 +502,15 @@ class Listener:
         host, port = bound.getsockname()[:2]
         return host, port
 
-    async def _handle(self, request: web.BaseRequest) -> Any:
-        protocol = request.protocol
-        assert isinstance(protocol, _Protocol), "our server makes our protocols"
-        call = IncomingCall(request, protocol, self._limits)
-        protocol.call = call
+    async def _tell(self, call: IncomingCall) -> None:
         self._calls.add(call)
         self._idle.clear()
         try:
             await self._story(call)
         finally:
-            protocol.call = None
             self._calls.discard(call)
             if not self._calls:
                 self._idle.set()
-        return call.answer
 
     async def stop(self, grace_s: float) -> None:
         """Take no more connections; let calls finish for a while, then hang up on them."""
