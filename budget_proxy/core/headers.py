@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from budget_proxy.core.refusal import Reason, refuse
 
@@ -91,6 +92,11 @@ class Index(Mapping[str, str]):
     def without(self, name: bytes) -> Index:
         """The same without one header."""
         return Index({key: value for key, value in self._raw.items() if key != name})
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The value as text."""
+        value = self._raw.get(name.encode("latin-1", "replace"))
+        return default if value is None else value.decode("utf-8", "replace")
 
     def __getitem__(self, name: str) -> str:
         return self._raw[name.encode("latin-1", "replace")].decode("utf-8", "replace")
