@@ -37,7 +37,7 @@ from budget_proxy.correction import adjusted_account, correction_for
 from budget_proxy.ledgers import SQLITE, BudgetRow, Clock, LedgerDownError, ledger_path
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.sqlite import SqliteLedger
-from budget_proxy.listener import WHOLE_BODY_TIMES, Listener
+from budget_proxy.listener import WHOLE_BODY_TIMES, Listener, bind
 from budget_proxy.metrics import Metrics
 from budget_proxy.policy import PolicyError
 from budget_proxy.proxy import Proxy
@@ -124,7 +124,9 @@ class App:
         await self._start_admin()
         tls = _tls(self.house)
         with _naming("listen", self.house.listen):
-            self.address = await self._listener.start(self.house.listen, tls)
+            listening = bind(self.house.listen)
+        self.address = listening.getsockname()[:2]
+        self._listener.start(listening, tls)
         self._spawn("janitor", janitor.keep(ledger, self._commit, self._clock, self._emit))
         freeze()
         self._state = "serving"

@@ -40,6 +40,8 @@ from budget_proxy.core.house import Limits
 logger = logging.getLogger(__name__)
 BACKLOG = 1024
 LINGER_S = 1.0
+PAUSE_S = 1.0
+"""After a connection could not be taken for want of file descriptors."""
 SHUTDOWN_S = 2.0
 """After the grace period: how long a call may take to notice that it is over."""
 WHOLE_BODY_TIMES = 4
@@ -468,19 +470,18 @@ class Listener:
         self._calls: set[IncomingCall] = set()
         self._idle = asyncio.Event()
         self._idle.set()
-        self._runner: web.ServerRunner | None = None
-        self._sites: list[web.BaseSite] = []
         self._server: _Server | None = None
+        self._listening: socket.socket | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._taking: set[asyncio.Task[None]] = set()
 
     @property
     def in_flight(self) -> int:
         """Calls being answered."""
         return len(self._calls)
 
-    async def start(
-        self, address: tuple[str, int], tls: ssl.SSLContext | None = None
-    ) -> tuple[str, int]:
-        """Listen; the address really bound (port 0 picks one)."""
+    def start(self, listening: socket.socket, tls: ssl.SSLContext | None = None) -> None:
+        """Take connections from a socket of `bind`, which other processes may share."""
         self._server = _Server(
             self._tell,
             self._limits,
@@ -491,16 +492,40 @@ class Listener:
             auto_decompress=False,
             access_log=None,
         )
-        self._runner = web.ServerRunner(
-            self._server, handle_signals=False, shutdown_timeout=SHUTDOWN_S
-        )
-        await self._runner.setup()
-        bound = _bind(address)
-        site = web.SockSite(self._runner, bound, ssl_context=tls, backlog=BACKLOG)
-        await site.start()
-        self._sites.append(site)
-        host, port = bound.getsockname()[:2]
-        return host, port
+        self._listening, self._tls = listening, tls
+        self._listen()
+
+    def _listen(self) -> None:
+        if self._listening is not None:
+            asyncio.get_running_loop().add_reader(self._listening, self._accept)
+
+    def _accept(self) -> None:
+        """Take one connection: who took all that are there would leave the other workers none."""
+        assert self._listening is not None, "it is listening"
+        loop = asyncio.get_running_loop()
+        try:
+            taken, _ = self._listening.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return  # another worker has it, or the caller is gone
+        except OSError as error:  # no file descriptors, no memory
+            logger.error("no connection can be taken: %s", error)
+            loop.remove_reader(self._listening)
+            loop.call_later(PAUSE_S, self._listen)
+            return
+        taken.setblocking(False)
+        task = loop.create_task(self._take(taken), name="connection")
+        self._taking.add(task)
+        task.add_done_callback(self._taking.discard)
+
+    async def _take(self, taken: socket.socket) -> None:
+        assert self._server is not None, "it was started"
+        patience_s = self._limits.header_timeout_s if self._tls is not None else None
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(
+                self._server, taken, ssl=self._tls, ssl_handshake_timeout=patience_s
+            )
+        except (OSError, TimeoutError):
+            taken.close()  # it did not get through the handshake
 
     async def _tell(self, call: IncomingCall) -> None:
         self._calls.add(call)
@@ -514,8 +539,10 @@ class Listener:
 
     async def stop(self, grace_s: float) -> None:
         """Take no more connections; let calls finish for a while, then hang up on them."""
-        while self._sites:
-            await self._sites.pop().stop()
+        if self._listening is not None:
+            asyncio.get_running_loop().remove_reader(self._listening)
+            self._listening.close()
+            self._listening = None
         if self._server is not None:
             self._server.pre_shutdown()
         with contextlib.suppress(TimeoutError):
@@ -523,17 +550,21 @@ class Listener:
                 await self._idle.wait()
         for call in list(self._calls):
             call.abort()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        for task in list(self._taking):
+            task.cancel()
+        if self._server is not None:
+            await self._server.shutdown(SHUTDOWN_S)
 
 
-def _bind(address: tuple[str, int]) -> socket.socket:
+def bind(address: tuple[str, int]) -> socket.socket:
+    """A socket that listens; port 0 picks one. Raises OSError."""
     host, port = address
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
+        listening.listen(BACKLOG)
     except OSError:
         listening.close()
         raise
