@@ -2,6 +2,10 @@
 
 Start: ledger (with its instance lock), recovery of what a crash left, openings of new budgets,
 admin port, proxy port. Stop: no new connections, calls finish, what is settled lands, ledger.
+
+A proxy has two halves. One *answers* calls; the other *keeps* the ledger (it alone has the instance
+lock, recovers, opens, sweeps) and has the admin port. Both are in one process, or the keeping one
+is in the `supervisor` and the answering one in each `worker`.
 """
 
 from __future__ import annotations
@@ -13,12 +17,13 @@ import logging
 import os
 import random
 import secrets
+import socket
 import ssl
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from aiohttp import web
 
@@ -40,6 +45,7 @@ from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.listener import WHOLE_BODY_TIMES, Listener, bind
 from budget_proxy.metrics import Metrics
 from budget_proxy.policy import PolicyError
+from budget_proxy.pooling import Snapshot
 from budget_proxy.proxy import Proxy
 from budget_proxy.relearning import relearn
 from budget_proxy.roster import Roster
@@ -56,6 +62,23 @@ class CannotReloadError(ValueError):
     """A policy that is valid but needs a restart."""
 
 
+Part = Literal["whole", "keeper", "worker"]
+
+
+class Fleet(Protocol):
+    """What the keeping half asks of the workers."""
+
+    async def prepare(self) -> None:
+        """Let every worker make ready for the policy that was just read; raises CannotReloadError
+        if one cannot, and then none will."""
+
+    async def put_in_force(self) -> None:
+        """Let every worker serve under it."""
+
+    async def snapshots(self) -> Sequence[Snapshot]:
+        """The figures of those that serve, and of those that did."""
+
+
 class App:
     """One running proxy (and what the admin application controls)."""
 
@@ -66,24 +89,32 @@ class App:
         log: Stream | None = None,
         observers: Sequence[Observer] = (),
         clock: Clock = time.time,
+        part: Part = "whole",
+        owner: str | None = None,
+        fleet: Fleet | None = None,
     ) -> None:
-        """`load` reads the policy; it raises PolicyError. `log`: where call lines go."""
+        """`load` reads the policy; it raises PolicyError. `log`: where call lines go. `owner`: in
+        whose name a worker holds. `fleet`: the workers of a keeper."""
         self._load = load
         self._clock = clock
         self._random = random.Random(secrets.randbits(128))  # noqa: S311 - ids, not secrets
-        self._owner = secrets.token_hex(8)
+        self._owner = owner or secrets.token_hex(8)
+        self._keeps, self._answers = part != "worker", part != "keeper"
+        self._fleet = fleet
+        self._prepared: tuple[House, dict[str, Outgoing]] | None = None
         self.house = load()
         self._learned = Learned()
         self._call_log = CallLog(log, clock=clock) if log is not None else None
         self.instruments = Metrics(
-            self._accounts_for_scrape,
+            self._accounts_for_scrape if self._keeps else None,
             version=__version__,
             max_accounts=self.house.metrics_max_accounts,
             loaded_at_s=clock(),
             ceilings=lambda: self._learned.ratios(clock()),
-            waiting=lambda: self._admission.waiting,
-            in_flight=lambda: self._listener.in_flight,
+            waiting=lambda: self._admission.waiting if self._answers else 0,
+            in_flight=lambda: self._listener.in_flight if self._answers else 0,
             log_lines_dropped=lambda: self._call_log.dropped if self._call_log else 0,
+            others=self._fleet_for_scrape,
         )
         self.instruments.begin(self.house)
         self._observers: list[Observer] = [self.instruments, *observers]
@@ -99,37 +130,69 @@ class App:
 
     # -- life ------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Begin to serve. Raises LedgerRefusedError, LedgerDownError, OSError."""
+    async def start(self, listening: socket.socket | None = None) -> None:
+        """Begin to serve: the policy's address, or a socket that listens there already. Raises
+        LedgerRefusedError, LedgerDownError, OSError."""
         self._loop = asyncio.get_running_loop()
-        ledger = SqliteLedger.open(ledger_path(self.house.ledger), clock=self._clock, sole=True)
-        self._ledger = ledger
-        self._commit = GroupCommit(ledger, on_change=self._ledger_changed)
+        path = ledger_path(self.house.ledger)
+        self._ledger = SqliteLedger.open(path, clock=self._clock, sole=self._keeps)
+        self._commit = GroupCommit(self._ledger, on_change=self._ledger_changed)
         self._binding = Binding(self.house.budgets)
         self._roster = Roster(self._clock)
-        presumed = await janitor.recover(ledger, self._commit, self._emit)
+        if self._keeps:
+            await self._take_over(self._ledger)
+        else:
+            self._roster.learn(await self._ledger.accounts(), self._binding.budgets)
+        if self._answers:
+            await relearn(self._ledger, self._learned)
+            self._build()
+            upstreams = self.house.upstreams
+            self._switchboard.connect(upstreams, self._switchboard.prepare(upstreams))
+        if self._keeps:
+            await self._start_admin()
+        if self._answers:
+            self._listen(listening)
+        if self._keeps:
+            keeping = janitor.keep(self._ledger, self._commit, self._clock, self._emit)
+            self._spawn("janitor", keeping)
+        freeze()
+        self._state = "serving"
+
+    async def _take_over(self, ledger: SqliteLedger) -> None:
+        """What only the one who keeps the ledger may do: end what the dead left, and book what new
+        budgets begin with."""
+        self._say_presumed(await janitor.recover(ledger, self._commit, self._emit))
+        known = await ledger.budgets()
+        _warn(await self._open_budgets(self.house, known))
+        await self._remember_budgets(known)
+
+    def _say_presumed(self, presumed: int) -> None:
         if presumed:
             logger.warning(
                 "%d holds of a proxy that died were settled in full; correct them with "
                 "'budget-proxy ledger adjust' where you know better",
                 presumed,
             )
-        await relearn(ledger, self._learned)
-        known = await ledger.budgets()
-        _warn(await self._open_budgets(self.house, known))
-        await self._remember_budgets(known)
-        self._build()
-        upstreams = self.house.upstreams
-        self._switchboard.connect(upstreams, self._switchboard.prepare(upstreams))
-        await self._start_admin()
+
+    async def bury(self, owner: str) -> None:
+        """An owner of holds has surely died: they are settled in full, now."""
+        ledger = self._open_ledger
+        try:
+            self._say_presumed(await janitor.recover(ledger, self._commit, self._emit, owner))
+        except LedgerDownError as error:
+            logger.error("the holds of a worker that died wait for their deadline: %s", error)
+
+    def _listen(self, listening: socket.socket | None) -> None:
         tls = _tls(self.house)
-        with _naming("listen", self.house.listen):
-            listening = bind(self.house.listen)
+        if listening is None:
+            listening = self.bind()
         self.address = listening.getsockname()[:2]
         self._listener.start(listening, tls)
-        self._spawn("janitor", janitor.keep(ledger, self._commit, self._clock, self._emit))
-        freeze()
-        self._state = "serving"
+
+    def bind(self) -> socket.socket:
+        """A socket that listens where the policy says. Raises OSError."""
+        with _naming("listen", self.house.listen):
+            return bind(self.house.listen)
 
     def _build(self) -> None:
         self._switchboard = Switchboard()
@@ -165,9 +228,7 @@ class App:
         if self._ledger is not None and hasattr(self, "_proxy"):
             self._proxy.draining = True
             await self._listener.stop(self.house.limits.grace_s if grace_s is None else grace_s)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LAND_S):
-                    await self._commit.settled()
+            await self._landed()
             await self._switchboard.close()
         tasks = [*self._tasks.values(), *self._retiring]
         for task in tasks:
@@ -176,9 +237,15 @@ class App:
         if self._admin is not None:
             await self._admin.cleanup()
         if self._ledger is not None:
+            await self._landed()
             await self._ledger.close()
         if self._call_log is not None:
             self._call_log.close(LAND_S)
+
+    async def _landed(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LAND_S):
+                await self._commit.settled()
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside serving; it takes the place of an earlier task of that name."""
@@ -203,19 +270,26 @@ class App:
     # -- the policy ------------------------------------------------------------------------------
 
     async def reload(self) -> list[str]:
-        """Put the policy file in force as it is now; its mistakes where it stays out."""
+        """Put the policy file in force as it is now, in every process or in none; its mistakes
+        where it stays out."""
         async with self._reloading:
             try:
                 house = await asyncio.to_thread(self._load)
                 self._check_reloadable(house)
                 known = await self._open_ledger.budgets()
                 notes = await self._open_budgets(house, known)
-                prepared = self._switchboard.prepare(house.upstreams)
+                prepared = self._switchboard.prepare(house.upstreams) if self._answers else {}
+                if self._fleet is not None:
+                    await self._fleet.prepare()
             except PolicyError as error:
                 return self._reload_refused([str(mistake) for mistake in error.mistakes])
             except (CannotReloadError, LedgerDownError, OSError) as error:
                 return self._reload_refused([str(error)])
-            self._put_in_force(house, prepared, notes)
+            self._put_in_force(house, prepared)
+            logger.warning("the policy was reloaded")
+            _warn(notes)
+            if self._fleet is not None:
+                await self._fleet.put_in_force()
             try:
                 # Again, for the calls that the old policy priced while the new one was read. A
                 # release of nothing lands behind every hold that they have asked for.
@@ -226,23 +300,44 @@ class App:
                 logger.error("what new budgets begin with is not all booked: %s", error)
             return []
 
-    def _put_in_force(
-        self, house: House, prepared: Mapping[str, Outgoing], notes: Sequence[str]
-    ) -> None:
+    async def prepare(self, load: Callable[[], House]) -> list[str]:
+        """Make ready for another policy, in a worker; what stands in the way."""
+        try:
+            house = await asyncio.to_thread(load)
+            self._prepared = (house, self._switchboard.prepare(house.upstreams))
+        except PolicyError as error:
+            return [str(mistake) for mistake in error.mistakes]
+        except OSError as error:
+            return [str(error)]
+        return []
+
+    def put_prepared_in_force(self) -> None:
+        """Serve new calls under the policy that was prepared."""
+        assert self._prepared is not None, "it was prepared"
+        self._put_in_force(*self._prepared)
+        self._prepared = None
+
+    async def abandon_prepared(self) -> None:
+        """Another worker cannot: the policy in force stays."""
+        if self._prepared is not None:
+            await self._switchboard.abandon(self._prepared[1])
+            self._prepared = None
+
+    def _put_in_force(self, house: House, prepared: Mapping[str, Outgoing]) -> None:
         old, self.house = self.house, house
-        retired = self._switchboard.connect(house.upstreams, prepared)
-        self._learned.forget(_repriced(old, house))
         self._binding = Binding(house.budgets)
-        self._proxy.reload(house, self._binding, self._roster)
-        self._admission.reload(self._binding, house.waiting)
-        if retired:
-            task = self._loop.create_task(self._close_retired(old, retired))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+        self._learned.forget(_repriced(old, house))
+        if self._answers:
+            retired = self._switchboard.connect(house.upstreams, prepared)
+            self._proxy.reload(house, self._binding, self._roster)
+            self._admission.reload(self._binding, house.waiting)
+            if retired:
+                task = self._loop.create_task(self._close_retired(old, retired))
+                self._retiring.add(task)
+                task.add_done_callback(self._retiring.discard)
         self.instruments.begin(house)
-        self._emit(PolicyReloaded(ok=True, at_s=self._clock()))
-        logger.warning("the policy was reloaded")
-        _warn(notes)
+        if self._keeps:
+            self._emit(PolicyReloaded(ok=True, at_s=self._clock()))
 
     async def _close_retired(self, old: House, retired: Sequence[Outgoing]) -> None:
         """Close the connections that only the old policy used, once its calls must be over: the
@@ -310,6 +405,12 @@ class App:
         finally:
             future.cancel()
 
+    def _fleet_for_scrape(self) -> Iterable[Snapshot]:
+        if self._fleet is None:
+            return ()
+        future = asyncio.run_coroutine_threadsafe(self._fleet.snapshots(), self._loop)
+        return future.result(SCRAPE_LEDGER_S)
+
     async def adjust(
         self, budget: str, payer: str, amount_text: str, reason: str, who: str
     ) -> AccountView:
@@ -319,7 +420,8 @@ class App:
         )
         outcome = await self._commit.commit(correction)
         assert isinstance(outcome, Adjusted), "a correction is answered with its account"
-        self._admission.changed()
+        if self._answers:
+            self._admission.changed()
         return adjusted_account(outcome, self.house)
 
     def metrics(self, accept: str) -> tuple[bytes, str]:

@@ -20,10 +20,13 @@ logger = logging.getLogger(__name__)
 PERIOD_S = 5.0
 
 
-async def recover(ledger: Ledger, commit: GroupCommit, emit: Callable[[Event], None]) -> int:
-    """Settle what dead owners left, at the hold. Only with the instance lock, so that every owner
-    but us is surely dead. Raises LedgerDownError."""
-    return await _presume(commit, await ledger.holds(), "owner_dead", emit)
+async def recover(
+    ledger: Ledger, commit: GroupCommit, emit: Callable[[Event], None], owner: str | None = None
+) -> int:
+    """Settle what a dead owner left, at the hold; None: every owner. Only with the instance lock,
+    so that whoever is named, or everyone but us, is surely dead. Raises LedgerDownError."""
+    left = [hold for hold in await ledger.holds() if owner in (None, hold.owner)]
+    return await _presume(commit, left, "owner_dead", emit)
 
 
 async def sweep(

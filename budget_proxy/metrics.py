@@ -19,6 +19,7 @@ floats on their way back into anything that decides.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
@@ -62,6 +63,7 @@ from budget_proxy.core.failure import STATUSES
 from budget_proxy.core.house import House
 from budget_proxy.core.money import NANOS, scale_of
 from budget_proxy.core.refusal import REASONS
+from budget_proxy.pooling import Snapshot, pooled
 from budget_proxy.series import series_of
 
 # A second sample per counter that nobody asks for; the library has only a global switch.
@@ -305,7 +307,7 @@ class Metrics:
 
     def __init__(
         self,
-        accounts: Callable[[], AccountsView],
+        accounts: Callable[[], AccountsView] | None,
         *,
         version: str,
         max_accounts: int = 1000,
@@ -314,9 +316,11 @@ class Metrics:
         waiting: _Figure = _none,
         in_flight: _Figure = _none,
         log_lines_dropped: _Figure = _none,
+        others: Callable[[], Iterable[Snapshot]] = tuple,
     ) -> None:
-        """`accounts`, `ceilings` (by upstream and model, in permille) and the figures are called
-        in the thread of a scrape; they may raise."""
+        """`accounts`, `ceilings` (by upstream and model, in permille), the figures and the
+        snapshots of `others` are asked for in the thread of a scrape; they may raise. A process
+        without accounts is one of several: another one's scrape has its figures."""
         self.registry = CollectorRegistry()
         self._ledger_up = True
         self._failed = False
@@ -330,10 +334,12 @@ class Metrics:
         }
         self.registry.register(_Now(figures))
         self.registry.register(_Ceilings(ceilings))
-        self.registry.register(_Accounts(accounts, max_accounts, lambda: self._ledger_up))
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        GCCollector(registry=self.registry)
+        self._others = others
+        if accounts is not None:
+            self.registry.register(_Accounts(accounts, max_accounts, lambda: self._ledger_up))
+            ProcessCollector(registry=self.registry)
+            PlatformCollector(registry=self.registry)
+            GCCollector(registry=self.registry)
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             CallEnded: self._call_ended,
             CeilingMoved: _nothing,  # what is in force is asked for at the scrape
@@ -362,10 +368,20 @@ class Metrics:
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """The scrape and its content type. Blocks: reads the ledger; never call it on the loop."""
+        pooled = _Pooled(self.registry, self._others)
         if prefers_openmetrics(accept):
-            body: bytes = openmetrics.generate_latest(self.registry)  # type: ignore[no-untyped-call]
+            body: bytes = openmetrics.generate_latest(pooled)  # type: ignore[no-untyped-call]
             return body, openmetrics.CONTENT_TYPE_LATEST
-        return generate_latest(self.registry), CONTENT_TYPE_PLAIN_0_0_4
+        return generate_latest(pooled), CONTENT_TYPE_PLAIN_0_0_4
+
+    def snapshot(self) -> Snapshot:
+        """Every figure of ours, to be added to those of another process."""
+        return [
+            (sample.name, dict(sample.labels), sample.value)
+            for metric in self.registry.collect()
+            for sample in metric.samples
+            if not math.isnan(sample.value)
+        ]
 
     def _register_calls(self) -> None:
         self._requests = self._counter("budget_proxy_requests_total")
@@ -608,6 +624,44 @@ class _Ceilings(Collector):
 def _by_ratio(found: tuple[tuple[str, str], int]) -> tuple[int, tuple[str, str]]:
     shown, permille = found
     return -permille, shown
+
+
+class _Pooled(CollectorRegistry):
+    """A registry's figures with those of other processes added."""
+
+    def __init__(self, own: CollectorRegistry, others: Callable[[], Iterable[Snapshot]]) -> None:
+        super().__init__()
+        self._own = own
+        self._others = others
+
+    def collect(self) -> Iterable[Metric]:
+        """Every family once."""
+        try:
+            theirs = pooled(self._others())
+        except Exception:  # the rest of the scrape matters more
+            log.warning("the workers' figures could not be had", exc_info=True)
+            theirs = {}
+        by_family: dict[str, list[tuple[str, dict[str, str], float]]] = {}
+        for (sample, labels), value in theirs.items():
+            by_family.setdefault(_family_of(sample), []).append((sample, dict(labels), value))
+        for metric in self._own.collect():
+            # A counter's family is named without the ending of its samples.
+            ours = metric.name if metric.name in _BY_NAME else f"{metric.name}_total"
+            added = by_family.get(ours)
+            if added is not None:
+                own = [(s.name, dict(s.labels), s.value) for s in metric.samples]
+                metric.samples = []
+                for (sample, labels), value in pooled([own, added]).items():
+                    metric.add_sample(sample, dict(labels), value)
+            yield metric
+
+
+def _family_of(sample: str) -> str:
+    for ending in ("_bucket", "_sum", "_count"):
+        name = sample.removesuffix(ending)
+        if name != sample and name in _BY_NAME:
+            return name
+    return sample
 
 
 class _Accounts(Collector):

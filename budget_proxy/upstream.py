@@ -455,6 +455,12 @@ class Switchboard:
         assert found is not None, "a call's upstream is connected or retired"
         return found
 
+    async def abandon(self, prepared: Mapping[str, Outgoing]) -> None:
+        """Close what was prepared and will not serve."""
+        for name, outgoing in prepared.items():
+            if self._outgoing.get(name) is not outgoing:
+                await outgoing.close()
+
     async def close_retired(self, retired: Iterable[Outgoing]) -> None:
         """Close these; call it when their calls have ended."""
         for outgoing in retired:
