@@ -100,7 +100,28 @@ def _add_serve(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "SIGTERM lets calls finish for the policy's grace period, a second one ends at once.",
     )
     serve.add_argument("policy", help="the policy file (or the name of one that is shipped)")
+    serve.add_argument(
+        "--workers",
+        type=_count,
+        metavar="N",
+        help="how many processes answer calls, on one ledger (default: one for each processor); "
+        "1 is a single process. SIGUSR2 replaces them one by one",
+    )
     serve.set_defaults(command=_with_policy(_serve))
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_WORKERS):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {MAX_WORKERS}")
+    return int(text)
+
+
+def _processors() -> int:
+    """How many this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not every system tells
+        return os.cpu_count() or 1
 
 
 def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -207,6 +228,7 @@ def shipped(name: str) -> Path | None:
     return None
 
 
+MAX_WORKERS = 64
 _CHECKOUT = Path(__file__).resolve().parent.parent
 
 
@@ -267,8 +289,9 @@ def _schema(_options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from budget_proxy.run import serve  # noqa: PLC0415 - loads the HTTP library
 
-    _log_to_stderr()
-    return serve(lambda: read_policy(options.policy))
+    log_to_stderr()
+    workers = options.workers or min(_processors(), MAX_WORKERS)
+    return serve(find_policy(options.policy), lambda path: read_policy(str(path)), workers)
 
 
 def _demo(_options: argparse.Namespace) -> int:
@@ -276,7 +299,7 @@ def _demo(_options: argparse.Namespace) -> int:
     from budget_proxy.policy import load  # noqa: PLC0415
     from budget_proxy.run import DEMO_KEY, demo  # noqa: PLC0415 - loads the HTTP library
 
-    _log_to_stderr()
+    log_to_stderr()
     policy = shipped("quickstart")
     assert policy is not None, "the quickstart policy is a part of the package"
     with tempfile.TemporaryDirectory(prefix="budget-proxy-demo-") as folder:
@@ -289,7 +312,8 @@ def _demo(_options: argparse.Namespace) -> int:
         return demo(read)
 
 
-def _log_to_stderr() -> None:
+def log_to_stderr() -> None:
+    """Write what the operator is told to the error stream, one line each."""
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.WARNING,

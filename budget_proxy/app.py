@@ -190,7 +190,9 @@ class App:
         self._listener.start(listening, tls)
 
     def bind(self) -> socket.socket:
-        """A socket that listens where the policy says. Raises OSError."""
+        """A socket that listens where the policy says. Raises OSError, also where what it would
+        need to answer there cannot be read."""
+        _tls(self.house)
         with _naming("listen", self.house.listen):
             return bind(self.house.listen)
 
@@ -311,11 +313,14 @@ class App:
             return [str(error)]
         return []
 
-    def put_prepared_in_force(self) -> None:
-        """Serve new calls under the policy that was prepared."""
+    async def put_prepared_in_force(self) -> None:
+        """Serve new calls under the policy that was prepared; when this returns, every hold that
+        the old one asked for is in the ledger."""
         assert self._prepared is not None, "it was prepared"
         self._put_in_force(*self._prepared)
         self._prepared = None
+        with contextlib.suppress(LedgerDownError):
+            await self._commit.commit(Release(self._new_id(), "reloaded"))
 
     async def abandon_prepared(self) -> None:
         """Another worker cannot: the policy in force stays."""
@@ -387,6 +392,16 @@ class App:
     def ledger_file(self) -> Path:
         """Where the ledger lies, whatever the working directory was."""
         return ledger_path(self.house.ledger).absolute()
+
+    @property
+    def instance_lock(self) -> int | None:
+        """The file that says the ledger is taken, open: whoever inherits it keeps it taken."""
+        return self._open_ledger.instance_lock
+
+    @property
+    def lock_path(self) -> Path | None:
+        """The file whose lock every writer of the ledger has; None: there is none."""
+        return self._open_ledger.lock_path
 
     @property
     def _open_ledger(self) -> SqliteLedger:

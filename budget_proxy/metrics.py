@@ -340,6 +340,8 @@ class Metrics:
             ProcessCollector(registry=self.registry)
             PlatformCollector(registry=self.registry)
             GCCollector(registry=self.registry)
+        else:
+            self.registry.register(_Now({"budget_proxy_ledger_up": lambda: self._ledger_up}))
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             CallEnded: self._call_ended,
             CeilingMoved: _nothing,  # what is in force is asked for at the scrape

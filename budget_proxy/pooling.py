@@ -1,6 +1,7 @@
 """What the figures of several processes make together. Pure.
 
-Counts and sizes add up; of what each process has the same of, the largest is shown. Whoever dies
+Counts and sizes add up; of what each process has the same of, the largest is shown, or the least
+where that is the bad news. Whoever dies
 leaves its counts behind: a counter that fell would look like a restart.
 """
 
@@ -19,7 +20,8 @@ LARGEST = frozenset(
         "budget_proxy_build_info",
     }
 )
-GAUGES = LARGEST | {"budget_proxy_waiting", "budget_proxy_in_flight"}
+LEAST = frozenset({"budget_proxy_ledger_up"})
+GAUGES = LARGEST | LEAST | {"budget_proxy_waiting", "budget_proxy_in_flight"}
 
 
 def pooled(snapshots: Iterable[Snapshot]) -> Pool:
@@ -28,12 +30,14 @@ def pooled(snapshots: Iterable[Snapshot]) -> Pool:
     for snapshot in snapshots:
         for name, labels, value in snapshot:
             key = (name, tuple(labels.items()))
-            before = pool.get(key)
-            if before is None:
-                pool[key] = value
-            else:
-                pool[key] = max(before, value) if name in LARGEST else before + value
+            pool[key] = value if key not in pool else _together(name, pool[key], value)
     return pool
+
+
+def _together(name: str, one: float, other: float) -> float:
+    if name in LARGEST:
+        return max(one, other)
+    return min(one, other) if name in LEAST else one + other
 
 
 def left_behind(snapshots: Iterable[Snapshot]) -> list[Sample]:

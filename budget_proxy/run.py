@@ -1,6 +1,7 @@
 """Run the proxy in the foreground, with its signals: `serve`, and `demo` with the sandbox.
 
-SIGHUP reloads, SIGTERM and SIGINT stop with grace, a second one ends at once.
+SIGHUP reloads, SIGTERM and SIGINT stop with grace, a second one ends at once; SIGUSR2 replaces the
+workers, where there are several.
 """
 
 from __future__ import annotations
@@ -10,20 +11,22 @@ import contextlib
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from budget_proxy.app import App
 from budget_proxy.call_log import standard_output
 from budget_proxy.core.house import House
 from budget_proxy.ledgers import LedgerDownError, LedgerRefusedError
 from budget_proxy.listener import slow_parser
+from budget_proxy.supervisor import StartError, Supervisor
 
 OK, FAILED, WRONG = 0, 1, 2
 DEMO_BALANCE = "5 USD"
 DEMO_KEY = "demo-key-0000"
 
 
-def serve(load: Callable[[], House]) -> int:
+def serve(policy: Path, load: Callable[[Path], House], workers: int) -> int:
     """Serve until told to stop; the exit code. Raises PolicyError."""
     if slow_parser():
         print(
@@ -32,11 +35,14 @@ def serve(load: Callable[[], House]) -> int:
             file=sys.stderr,
         )
         return WRONG
-    app = App(load, log=standard_output())
-    return _run(_serve(app))
+    if workers > 1:
+        return on_a_loop(_supervise(Supervisor(policy, load, workers)))
+    app = App(lambda: load(policy), log=standard_output())
+    return on_a_loop(_serve(app, app))
 
 
-def _run(main: Coroutine[Any, Any, int]) -> int:
+def on_a_loop(main: Coroutine[Any, Any, int]) -> int:
+    """Run it on the fastest event loop there is."""
     try:
         import uvloop  # noqa: PLC0415 - an extra
     except ImportError:
@@ -45,23 +51,44 @@ def _run(main: Coroutine[Any, Any, int]) -> int:
         return runner.run(main)
 
 
-async def _serve(app: App, announce: Callable[[], None] = lambda: None) -> int:
+class _Running(Protocol):
+    """What is started, and stopped by signals."""
+
+    async def start(self) -> None:
+        """Begin to serve."""
+
+    async def stop(self, grace_s: float | None = None) -> None:
+        """Let calls finish, and stop."""
+
+
+async def _supervise(supervisor: Supervisor) -> int:
+    def roll() -> None:
+        if supervisor.app.state == "serving":
+            rolling.append(loop.create_task(supervisor.roll()))
+
+    rolling: list[asyncio.Task[None]] = []
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGUSR2, roll)
+    return await _serve(supervisor.app, supervisor)
+
+
+async def _serve(app: App, running: _Running, announce: Callable[[], None] = lambda: None) -> int:
     stopping, ending = _signals(app)
     try:
-        await app.start()
+        await running.start()
     except LedgerRefusedError as error:
         print(error, file=sys.stderr)
-        await app.stop(0)
+        await running.stop(0)
         return WRONG
-    except (OSError, LedgerDownError) as error:
+    except (OSError, LedgerDownError, StartError) as error:
         print(f"cannot start: {error}", file=sys.stderr)
-        await app.stop(0)
+        await running.stop(0)
         return FAILED
     announce()
     _say_ready(app)
     await stopping.wait()
     print("stopping: calls may finish; a second signal ends at once", file=sys.stderr, flush=True)
-    stop = asyncio.create_task(app.stop())
+    stop = asyncio.create_task(running.stop())
     end = asyncio.create_task(ending.wait())
     await asyncio.wait((stop, end), return_when=asyncio.FIRST_COMPLETED)
     end.cancel()
@@ -69,7 +96,7 @@ async def _serve(app: App, announce: Callable[[], None] = lambda: None) -> int:
         stop.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await stop
-        await app.stop(0)
+        await running.stop(0)
     return OK
 
 
@@ -108,14 +135,14 @@ def _signals(app: App) -> tuple[asyncio.Event, asyncio.Event]:
 def demo(load: Callable[[str], House]) -> int:
     """The proxy in front of the sandbox, until Ctrl-C. `load` reads the policy for a sandbox at
     this URL. Raises PolicyError."""
-    return _run(_demo(load))
+    return on_a_loop(_demo(load))
 
 
 async def _demo(load: Callable[[str], House]) -> int:
     try:
         async with _sandbox() as url:
             app = App(lambda: load(url))
-            return await _serve(app, lambda: print(demo_text(app, url), flush=True))
+            return await _serve(app, app, lambda: print(demo_text(app, url), flush=True))
     except OSError as error:
         print(f"cannot start the sandbox: {error}", file=sys.stderr)
         return FAILED

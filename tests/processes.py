@@ -157,7 +157,7 @@ async def serving(cwd: Path, policy: str | None = None, **variables: str) -> Asy
     """`budget-proxy serve` on a policy (None: the one that lies there), ready."""
     if policy is not None:
         (cwd / "policy.yaml").write_text(policy)
-    with started("serve", "policy.yaml", cwd=cwd, **variables) as process:
+    with started("serve", "policy.yaml", "--workers", "1", cwd=cwd, **variables) as process:
         await process.is_ready()
         yield process
 

@@ -61,6 +61,8 @@ APPLICATION_ID = 0x62707879  # "bpxy"
 SCHEMA_VERSION = 2
 LOCK_WAIT_S = 2.0
 """How long to wait for another process's write (the command line's corrections are short)."""
+ORPHANS_S = 3.0
+"""How long the workers of a supervisor that died may still have the ledger."""
 MAX_REMEMBERED = 50_000
 """Accounts and holds kept in memory, each."""
 MOUNTS = Path("/proc/self/mountinfo")
@@ -160,6 +162,16 @@ class SqliteLedger:
 
     def __repr__(self) -> str:
         return f"SqliteLedger({self._path})"
+
+    @property
+    def instance_lock(self) -> int | None:
+        """The open file of the instance lock, if this ledger was opened `sole`."""
+        return self._instance_file
+
+    @property
+    def lock_path(self) -> Path:
+        """The file whose `flock` every writer has."""
+        return self._side_file(".lock")
 
     # -- the thread: what may wait runs there; of all that touches the file, one at a time --------
 
@@ -735,18 +747,27 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 def _lock_now(path: Path, ledger: Path) -> int:
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    deadline_s = time.monotonic() + ORPHANS_S
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise LedgerRefusedError(
-            f"{ledger} is in use by another budget-proxy. Stop it, or give this one a ledger "
-            "of its own (two instances on one ledger file are not supported)."
-        ) from None
+        while not _locked(handle):
+            if time.monotonic() > deadline_s:
+                raise LedgerRefusedError(
+                    f"{ledger} is in use by another budget-proxy. Stop it, or give this one a "
+                    "ledger of its own (for more processes on one machine there is --workers)."
+                )
+            time.sleep(0.02)
     except BaseException:
         os.close(handle)
         raise
     return handle
+
+
+def _locked(handle: int) -> bool:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _refuse_network(path: Path) -> None:

@@ -1,0 +1,388 @@
+"""Several workers on one ledger: a cap is a cap, and nothing is lost, whoever dies."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from harness import running_sandbox
+from processes import GEO, POLICY, Gate, Process, started, status_of, until
+
+from budget_proxy.ledgers.flock import holder_of
+from budget_proxy.ledgers.sqlite import SqliteLedger
+
+PRICE = 5_000_000
+"""Nanos of one geocode."""
+
+
+def cap(limit: str, more: str = "") -> str:
+    return f"budgets: {{cap: {{limit: {limit}, per: total{more}}}}}\n"
+
+
+@contextlib.asynccontextmanager
+async def fleet(
+    cwd: Path, policy: str | None, workers: int, **variables: str
+) -> AsyncIterator[Process]:
+    """`serve` with so many workers, ready."""
+    if policy is not None:
+        (cwd / "policy.yaml").write_text(policy)
+    words = ("serve", "policy.yaml", "--workers", str(workers))
+    with started(*words, cwd=cwd, **variables) as process:
+        await process.is_ready()
+        try:
+            yield process
+        finally:
+            for pid in workers_of(process):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+
+def workers_of(process: Process) -> list[int]:
+    """The worker processes of a supervisor."""
+    try:
+        children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(pid) for pid in children.split()]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+async def call(url: str) -> int:
+    """One geocode on a connection of its own, so that any worker may take it; 0: it was cut."""
+    connector = aiohttp.TCPConnector(force_close=True)
+    try:
+        async with aiohttp.ClientSession(connector=connector) as session:
+            return await status_of(session, url + GEO)
+    except aiohttp.ClientError:
+        return 0
+
+
+async def race(url: str, calls: int, at_once: int) -> Counter[int]:
+    """So many geocodes over kept connections; how they were answered."""
+    left = iter(range(calls))
+    found: Counter[int] = Counter()
+
+    async def racer(session: aiohttp.ClientSession) -> None:
+        for _ in left:
+            try:
+                found[await status_of(session, url + GEO)] += 1
+            except aiohttp.ClientError:
+                found[0] += 1
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        await asyncio.gather(*(racer(session) for _ in range(at_once)))
+    return found
+
+
+async def charged(sandbox: str) -> int:
+    """Nanos, as the sandbox lists them."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(sandbox + "/_sandbox/charges") as got,
+    ):
+        return sum(charge["amount_nanos"] for charge in (await got.json())["charges"])
+
+
+async def booked(cwd: Path) -> tuple[int, int]:
+    """What the ledger says is spent and held."""
+    ledger = SqliteLedger.open(cwd / "ledger.db")
+    try:
+        accounts = await ledger.accounts()
+        assert await ledger.check() == []
+        return sum(a.spent for a in accounts), sum(a.held for a in accounts)
+    finally:
+        await ledger.close()
+
+
+async def at_rest(cwd: Path) -> int:
+    """What is spent once nothing is held."""
+    spent, held = await booked(cwd)
+    while held:
+        await asyncio.sleep(0.05)
+        spent, held = await booked(cwd)
+    return spent
+
+
+async def scraped(process: Process) -> dict[str, float]:
+    """The samples of a scrape by their names and labels as written."""
+    async with aiohttp.ClientSession() as session, session.get(process.admin + "/metrics") as got:
+        lines = [line for line in (await got.text()).splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+SERVED = 'budget_proxy_requests_total{outcome="served",service="tests",upstream="geo"}'
+
+
+@pytest.mark.parametrize("again", range(5))
+def test_of_eight_thousand_attempts_on_a_budget_for_a_thousand_a_thousand_pass(
+    tmp_path: Path, again: int
+) -> None:
+    async def story() -> None:
+        async with (
+            running_sandbox() as sandbox,
+            fleet(tmp_path, POLICY + cap("5 USD"), 4, SANDBOX=sandbox) as process,
+        ):
+            found = await race(process.url, 8000, 100)
+            # 429: what others held would have been too much, and was then spent.
+            assert found[200] == 1000
+            assert found[402] + found[429] == 7000
+            assert await charged(sandbox) == await at_rest(tmp_path) == 1000 * PRICE
+            assert (await scraped(process))[SERVED] == 1000
+
+    asyncio.run(story())
+
+
+def test_every_worker_takes_its_share_and_one_scrape_has_them_all(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            running_sandbox() as sandbox,
+            fleet(tmp_path, POLICY + cap("100 USD"), 2, SANDBOX=sandbox) as process,
+        ):
+            assert len(workers_of(process)) == 2
+            for _ in range(3):
+                assert (await race(process.url, 200, 40))[200] == 200
+            samples = await scraped(process)
+            assert samples[SERVED] == 600
+            assert samples['budget_proxy_stage_seconds_count{stage="total"}'] == 600
+            assert samples['budget_proxy_stage_seconds_bucket{le="+Inf",stage="total"}'] == 600
+            assert samples["budget_proxy_ledger_up"] == 1
+            assert samples['budget_proxy_build_info{version="0.1.0"}'] == 1
+            spent = 'budget_proxy_account_spent{budget="cap",payer="(all)",unit="USD"}'
+            assert samples[spent] == 3
+
+    asyncio.run(story())
+
+
+async def under_load(process: Process, sandbox: str, harm: Callable[[], Any]) -> Counter[int]:
+    """Calls one after the other from some callers, and harm done meanwhile."""
+    found: Counter[int] = Counter()
+    over = asyncio.Event()
+
+    async def caller() -> None:
+        while not over.is_set():
+            found[await call(process.url)] += 1
+
+    callers = [asyncio.create_task(caller()) for _ in range(8)]
+    try:
+        await until(lambda: found[200] > 20, "calls are served")
+        await harm()
+        before = found[200]
+        await until(lambda: found[200] > before + 50, "calls are served again")
+    finally:
+        over.set()
+        await asyncio.gather(*callers)
+    return found
+
+
+async def kill(process: Process, victim: int, workers: int) -> None:
+    """Kill one of so many workers and wait for another one in its place."""
+    os.kill(victim, signal.SIGKILL)
+    await until(lambda: not alive(victim), "it dies")
+    await until(lambda: len(workers_of(process)) == workers, "it is replaced")
+
+
+def test_a_killed_worker_is_buried_and_replaced_while_the_others_serve(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            running_sandbox(latency_s=0.02) as sandbox,
+            fleet(tmp_path, POLICY + cap("1000 USD"), 3, SANDBOX=sandbox) as process,
+        ):
+            rng = random.Random(7)
+
+            async def harm() -> None:
+                for _ in range(4):
+                    await kill(process, rng.choice(workers_of(process)), 3)
+
+            await under_load(process, sandbox, harm)
+            spent = await at_rest(tmp_path)
+            assert await charged(sandbox) <= spent
+            assert "another one takes its place" in process.err
+            samples = await scraped(process)
+            presumed = samples['budget_proxy_presumed_holds_total{why="owner_dead"}']
+            assert spent - await charged(sandbox) <= presumed * PRICE
+            assert samples["budget_proxy_invariant_violations_total"] == 0
+
+    asyncio.run(story())
+
+
+def test_workers_end_with_their_supervisor_and_the_next_one_takes_over(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with running_sandbox(latency_s=0.02) as sandbox:
+            async with fleet(tmp_path, POLICY + cap("1000 USD"), 2, SANDBOX=sandbox) as process:
+                workers = workers_of(process)
+                load = asyncio.create_task(race(process.url, 400, 8))
+                await asyncio.sleep(0.3)
+                process.popen.kill()
+                await load
+                await until(lambda: not any(map(alive, workers)), "the workers end")
+            async with fleet(tmp_path, None, 2, SANDBOX=sandbox) as process:
+                assert await call(process.url) == 200
+                assert await charged(sandbox) <= await at_rest(tmp_path)
+
+    asyncio.run(story())
+
+
+def test_rolling_over_refuses_nobody(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            running_sandbox(latency_s=0.02) as sandbox,
+            fleet(tmp_path, POLICY + cap("1000 USD"), 2, SANDBOX=sandbox) as process,
+        ):
+            before = set(workers_of(process))
+
+            async def harm() -> None:
+                process.send(signal.SIGUSR2)
+                await until(lambda: "the workers were replaced" in process.err, "they are replaced")
+
+            found = await under_load(process, sandbox, harm)
+            assert set(found) == {200}
+            assert not before & set(workers_of(process))
+            assert await charged(sandbox) == await at_rest(tmp_path) == found[200] * PRICE
+            assert (await scraped(process))[SERVED] == found[200]
+
+    asyncio.run(story())
+
+
+def test_a_policy_is_in_force_in_all_workers_or_in_none(tmp_path: Path) -> None:
+    async def story() -> None:
+        text = POLICY + cap("0.02 USD")
+        async with (
+            running_sandbox() as sandbox,
+            fleet(tmp_path, text, 3, SANDBOX=sandbox) as process,
+        ):
+            assert await race(process.url, 12, 1) == {200: 4, 402: 8}
+            (tmp_path / "policy.yaml").write_text(text.replace("0.02 USD", "0.02 dollars"))
+            process.send(signal.SIGHUP)
+            await until(lambda: "was not reloaded" in process.err, "it is refused")
+            assert [await call(process.url) for _ in range(9)] == [402] * 9
+            # A worker that starts now starts under the policy in force, not the broken file.
+            await kill(process, workers_of(process)[0], 3)
+            assert [await call(process.url) for _ in range(9)] == [402] * 9
+            (tmp_path / "policy.yaml").write_text(text.replace("0.02 USD", "0.05 USD"))
+            process.send(signal.SIGHUP)
+            await until(lambda: "the policy was reloaded" in process.err, "it is reloaded")
+            answers = Counter([await call(process.url) for _ in range(20)])
+            assert answers == {200: 6, 402: 14}
+            samples = await scraped(process)
+            assert samples['budget_proxy_policy_reloads_total{result="ok"}'] == 1
+            assert samples['budget_proxy_policy_reloads_total{result="refused"}'] == 1
+
+    asyncio.run(story())
+
+
+def test_sigterm_lets_the_calls_of_every_worker_finish(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            Gate.standing() as gate,
+            fleet(tmp_path, POLICY + cap("1 USD"), 2, SANDBOX=gate.url) as process,
+        ):
+            calls = [asyncio.create_task(call(process.url)) for _ in range(6)]
+            await gate.holds(6)
+            process.send(signal.SIGTERM)
+            await until(lambda: "stopping" in process.err, "it stops")
+            gate.opened.set()
+            assert await asyncio.gather(*calls) == [200] * 6
+            assert await process.ended() == 0
+            assert await at_rest(tmp_path) == 6 * PRICE
+
+    asyncio.run(story())
+
+
+def test_a_second_sigterm_ends_every_worker_at_once(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            Gate.standing() as gate,
+            fleet(tmp_path, POLICY + cap("1 USD"), 2, SANDBOX=gate.url) as process,
+        ):
+            workers = workers_of(process)
+            calls = [asyncio.create_task(call(process.url)) for _ in range(4)]
+            await gate.holds(4)
+            process.send(signal.SIGTERM)
+            await until(lambda: "stopping" in process.err, "it stops")
+            process.send(signal.SIGTERM)
+            assert await process.ended() == 0
+            assert not any(map(alive, workers))
+            assert await asyncio.gather(*calls) == [0] * 4
+            spent, held = await booked(tmp_path)
+            assert spent + held == 4 * PRICE, "they may have been billed"
+
+    asyncio.run(story())
+
+
+def test_a_worker_that_was_stopped_inside_the_write_lock_is_killed(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with (
+            running_sandbox() as sandbox,
+            fleet(tmp_path, POLICY + cap("1000 USD"), 2, SANDBOX=sandbox) as process,
+        ):
+
+            async def harm() -> None:
+                victim = workers_of(process)[0]
+                lock = tmp_path / "ledger.db.lock"
+                for _ in range(100_000):
+                    os.kill(victim, signal.SIGSTOP)
+                    if holder_of(lock) == victim:
+                        break
+                    os.kill(victim, signal.SIGCONT)
+                    await asyncio.sleep(random.random() / 1000)
+                else:
+                    raise AssertionError("it never has the lock")
+                await until(lambda: not alive(victim), "it is killed")
+                assert "inside the write lock" in process.err
+
+            await under_load(process, sandbox, harm)
+            assert await charged(sandbox) <= await at_rest(tmp_path)
+
+    asyncio.run(story())
+
+
+def test_a_worker_that_sleeps_past_everything_and_wakes_spends_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        async with (
+            running_sandbox(latency_s=0.05) as sandbox,
+            fleet(tmp_path, POLICY + cap("1000 USD"), 2, SANDBOX=sandbox) as process,
+        ):
+
+            async def harm() -> None:
+                sleeper = workers_of(process)[0]
+                for _ in range(3):
+                    os.kill(sleeper, signal.SIGSTOP)
+                    await asyncio.sleep(0.2)
+                    os.kill(sleeper, signal.SIGCONT)
+                    await asyncio.sleep(0.05)
+
+            await under_load(process, sandbox, harm)
+            assert await charged(sandbox) == await at_rest(tmp_path)
+
+    asyncio.run(story())
+
+
+def test_a_port_in_use_is_said_and_nobody_stays_behind(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with Gate.standing() as gate:
+            taken = gate.url.removeprefix("http://")
+            (tmp_path / "policy.yaml").write_text(POLICY + cap("1 USD"))
+            words = ("serve", "policy.yaml", "--workers", "2")
+            with started(*words, cwd=tmp_path, LISTEN=taken) as process:
+                assert await process.ended() == 1
+                assert f"listen: {taken}" in process.err
+
+    asyncio.run(story())
