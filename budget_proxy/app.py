@@ -104,7 +104,8 @@ class App:
         self._prepared: tuple[House, dict[str, Outgoing]] | None = None
         self.house = load()
         self._learned = Learned()
-        self._call_log = CallLog(log, clock=clock) if log is not None else None
+        shared = part == "worker"
+        self._call_log = CallLog(log, clock=clock, shared=shared) if log is not None else None
         self.instruments = Metrics(
             self._accounts_for_scrape if self._keeps else None,
             version=__version__,

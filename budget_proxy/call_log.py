@@ -39,7 +39,10 @@ MAX_TEXT = 256
 MAX_DETAIL = 600
 """As much of a refusal's detail as its answer shows."""
 MAX_LINES = 10_000
-_BATCH_LINES = 256
+_BATCH_BYTES = 128 * 1024
+ATOMIC_BYTES = 4096
+"""What a pipe takes whole, whoever else writes to it (PIPE_BUF of Linux). A line is shorter but for
+extreme labels; one that is not is written alone."""
 _LINGER_S = 0.01
 """Lines are gathered this long, so that the writer wakes a hundred times a second at most."""
 _RETRY_S = 0.01
@@ -115,11 +118,14 @@ class CallLog:
         *,
         max_lines: int = MAX_LINES,
         clock: Callable[[], float] = time.time,
+        shared: bool = False,
     ) -> None:
+        """`shared`: other processes write to the same stream, and no line may end up inside
+        another."""
         self._encode = msgspec.json.Encoder().encode
         self._clock = clock
         self._stamp = _Stamp()
-        self._lines = _Writer(stream, max_lines)
+        self._lines = _Writer(stream, max_lines, ATOMIC_BYTES if shared else _BATCH_BYTES)
 
     def __call__(self, event: Event, /) -> None:
         """Put one event in line to be written."""
@@ -228,8 +234,9 @@ def _ceiling(moved: CeilingMoved) -> tuple[str, str, dict[str, Any]]:
 class _Writer:
     """A bounded line of lines, and the thread that writes them."""
 
-    def __init__(self, stream: Stream, max_lines: int) -> None:
+    def __init__(self, stream: Stream, max_lines: int, batch_bytes: int) -> None:
         self._stream = stream
+        self._batch_bytes = batch_bytes
         self._max_lines = max_lines
         self._waiting: deque[bytes] = deque()
         self._awake = Flag()
@@ -289,8 +296,10 @@ class _Writer:
 
     def _batch(self) -> list[bytes]:
         batch: list[bytes] = []
-        while self._waiting and len(batch) < _BATCH_LINES:
+        size = 0
+        while self._waiting and (not batch or size + len(self._waiting[0]) <= self._batch_bytes):
             batch.append(self._waiting.popleft())
+            size += len(batch[-1])
         self._in_hand = len(batch)
         return batch
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from budget_proxy import call_log
-from budget_proxy.call_log import MAX_DETAIL, MAX_TEXT, CallLog
+from budget_proxy.call_log import ATOMIC_BYTES, MAX_DETAIL, MAX_TEXT, CallLog
 from budget_proxy.core.events import (
     CallEnded,
     CeilingMoved,
@@ -67,6 +67,7 @@ class Stream:
 
     def __init__(self, *script: Exception | int) -> None:
         self.data = b""
+        self.pieces: list[bytes] = []
         self.writes = 0
         self.scripted = threading.Event()
         self._script = list(script)
@@ -81,6 +82,7 @@ class Stream:
                 raise step
             data = data[:step]
         self.data += bytes(data)
+        self.pieces.append(bytes(data))
         return len(data)
 
     def flush(self) -> None:
@@ -291,6 +293,19 @@ def test_lines_are_gathered() -> None:
     assert log.close(5)
     assert [line["retry"] for line in stream.lines] == list(range(1000))
     assert stream.writes < 100
+
+
+def test_what_shares_a_pipe_writes_whole_lines_that_the_pipe_takes_whole() -> None:
+    stream = Stream()
+    log = CallLog(stream, shared=True)
+    for number in range(100):
+        log(UpstreamFailed("geo", f"kind-{number}-" + "x" * 180))
+    assert log.close(5)
+    assert len(stream.lines) == 100
+    assert len(stream.pieces) >= 6
+    for piece in stream.pieces:
+        assert len(piece) <= ATOMIC_BYTES
+        assert piece.endswith(b"\n")
 
 
 def test_the_writer_sleeps_between_lines() -> None:
