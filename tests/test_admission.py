@@ -22,6 +22,7 @@ from budget_proxy.core.house import Service, Waiting
 from budget_proxy.core.refusal import Reason, Refusal
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.pending import Pending
 from budget_proxy.waitlist import MAX_PASSED
 
 NOW_S = 1_800_000_000.0
@@ -301,17 +302,17 @@ def test_who_is_cancelled_in_the_very_turn_in_which_it_is_served_keeps_nothing(
 def test_who_is_cancelled_in_the_very_turn_in_which_it_is_held_keeps_nothing(
     told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = GroupCommit._answer
+    real = Pending._answer
 
     async def story(door: Door) -> None:
         guest = door.comes("1", 10)
 
-        def answer(self: GroupCommit, *args: Any) -> None:
+        def answer(self: Pending, *args: Any) -> None:
             real(self, *args)
             guest.task.cancel()
 
         with monkeypatch.context() as patch:
-            patch.setattr(GroupCommit, "_answer", answer)
+            patch.setattr(Pending, "_answer", answer)
             await asyncio.wait([guest.task])
             await door.commit.settled()
         assert guest.task.cancelled()
