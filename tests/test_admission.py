@@ -575,6 +575,30 @@ def test_a_reload_judges_those_in_line_by_the_new_policy(told: Any, change: str)
     told(story)
 
 
+@pytest.mark.parametrize("change", RELOADS)
+def test_a_reload_judges_who_is_just_being_tried_by_the_new_policy(told: Any, change: str) -> None:
+    """Who does not fit under the policy it came under gets in line under the next one."""
+
+    async def story(door: Door) -> None:
+        budgets, served = RELOADS[change]
+        await door.comes("1", 10).held()
+        door.ledger.script = ["hangs"]
+        second = door.comes("2")
+        await until(lambda: door.ledger.batches[-1] == "H2")
+        door.admission.reload(Binding(tuple(budgets)), door.bounds)
+        door.ledger.go_on()
+        if not served:
+            await until(lambda: door.admission.waiting)
+            waiting = door.admission._waiters["2"].hold.legs
+            assert [leg.limit for leg in waiting] == [
+                new.limit if new.unit == "USD" else 10 for new in budgets
+            ]
+            await door.ends("1", 0)
+        await second.held()
+
+    told(story)
+
+
 def test_a_hold_of_the_policy_before_last_is_judged_by_what_it_was_asked_for(told: Any) -> None:
     """Asked for under a policy, in line under the next one, which lacks its budget, and that budget
     comes back with the third."""
