@@ -105,13 +105,24 @@ class Admission:
         barges = self._line.would_barge(request.hold.legs, request.service.priority)
         if barges and (behind := self._behind_others(request)) is not None:
             return await self._wait(request, behind, ())
-        outcome = await self._try(request.hold)
-        if not isinstance(outcome, Short):
+        binding = self._binding
+        while isinstance(outcome := await self._try(request.hold), Short):
+            if self._binding is binding:
+                break
+            # Reloaded meanwhile. Who only now gets in line would keep the old limits there.
+            request, binding = self._under_now(request, binding), self._binding
+        else:
             return outcome, 0.0
         decision = self._decide(outcome.shortfalls, request, self._clock())
         if isinstance(decision, Refusal):
             return decision, 0.0
         return await self._wait(request, decision, outcome.shortfalls)
+
+    def _under_now(self, request: Request, was: Binding) -> Request:
+        """A request that was asked for under an earlier policy, under the one in force."""
+        hold = request.hold
+        legs = _under(was.budgets, self._binding.budgets, hold.legs)
+        return structs.replace(request, hold=structs.replace(hold, legs=legs))
 
     def _behind_others(self, request: Request) -> Wait | None:
         """The place of a newcomer behind those who wait for the same account; None where it will

@@ -22,6 +22,7 @@ from budget_proxy.core.house import Service, Waiting
 from budget_proxy.core.refusal import Reason, Refusal
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.pending import Pending
 from budget_proxy.waitlist import MAX_PASSED
 
 NOW_S = 1_800_000_000.0
@@ -301,17 +302,17 @@ def test_who_is_cancelled_in_the_very_turn_in_which_it_is_served_keeps_nothing(
 def test_who_is_cancelled_in_the_very_turn_in_which_it_is_held_keeps_nothing(
     told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = GroupCommit._answer
+    real = Pending._answer
 
     async def story(door: Door) -> None:
         guest = door.comes("1", 10)
 
-        def answer(self: GroupCommit, *args: Any) -> None:
+        def answer(self: Pending, *args: Any) -> None:
             real(self, *args)
             guest.task.cancel()
 
         with monkeypatch.context() as patch:
-            patch.setattr(GroupCommit, "_answer", answer)
+            patch.setattr(Pending, "_answer", answer)
             await asyncio.wait([guest.task])
             await door.commit.settled()
         assert guest.task.cancelled()
@@ -568,6 +569,30 @@ def test_a_reload_judges_those_in_line_by_the_new_policy(told: Any, change: str)
         await door.commit.settled()
         if not served:
             assert not second.task.done()
+            await door.ends("1", 0)
+        await second.held()
+
+    told(story)
+
+
+@pytest.mark.parametrize("change", RELOADS)
+def test_a_reload_judges_who_is_just_being_tried_by_the_new_policy(told: Any, change: str) -> None:
+    """Who does not fit under the policy it came under gets in line under the next one."""
+
+    async def story(door: Door) -> None:
+        budgets, served = RELOADS[change]
+        await door.comes("1", 10).held()
+        door.ledger.script = ["hangs"]
+        second = door.comes("2")
+        await until(lambda: door.ledger.batches[-1] == "H2")
+        door.admission.reload(Binding(tuple(budgets)), door.bounds)
+        door.ledger.go_on()
+        if not served:
+            await until(lambda: door.admission.waiting)
+            waiting = door.admission._waiters["2"].hold.legs
+            assert [leg.limit for leg in waiting] == [
+                new.limit if new.unit == "USD" else 10 for new in budgets
+            ]
             await door.ends("1", 0)
         await second.held()
 

@@ -11,35 +11,16 @@ Two promises beyond that of the ledger:
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
-from budget_proxy.core.book import (
-    AlreadyEnded,
-    Ended,
-    Held,
-    Hold,
-    Operation,
-    Outcome,
-    Release,
-    Short,
-)
-from budget_proxy.ledgers import Ledger, LedgerDownError
+from budget_proxy.core.book import Hold, Operation, Outcome, Short
+from budget_proxy.ledgers import Ledger
+from budget_proxy.ledgers.pending import Asked, Pending
 
-MAX_BATCH = 512
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
 STALLED_TURN_S = 0.2
 """How long a new caller waits for a store that is known to hang."""
-
-
-class _Waiting(NamedTuple):
-    operation: Operation
-    answer: asyncio.Future[Outcome]
-    must_land: bool
-    again: bool = False
-    """An earlier attempt failed, and may have landed all the same."""
 
 
 class GroupCommit:
@@ -55,8 +36,7 @@ class GroupCommit:
         self._ledger = ledger
         self._deadline_s = deadline_s
         self._on_change = on_change
-        self._line: deque[_Waiting] = deque()
-        self._running: Sequence[_Waiting] = ()
+        self._pending = Pending()
         self._task: asyncio.Task[None] | None = None
         self._retry_s = RETRY_FIRST_S
         self._loop = asyncio.get_running_loop()
@@ -64,8 +44,8 @@ class GroupCommit:
         self.up = True
 
     def __repr__(self) -> str:
-        state = "up" if self.up else "down"
-        return f"GroupCommit({state}: {len(self._running)} committing, {len(self._line)} waiting)"
+        state, committing = "up" if self.up else "down", len(self._pending.running)
+        return f"GroupCommit({state}: {committing} committing, {len(self._pending)} waiting)"
 
     def commit(self, operation: Operation) -> asyncio.Future[Outcome]:
         """Commit one operation; the future raises LedgerDownError if that fails."""
@@ -88,60 +68,37 @@ class GroupCommit:
 
     def _enter(self, operation: Operation, *, must_land: bool) -> asyncio.Future[Outcome]:
         answer: asyncio.Future[Outcome] = self._loop.create_future()
-        self._line.append(_Waiting(operation, answer, must_land))
+        self._pending.add(Asked(operation, answer, must_land))
         if self._task is None:
             self._task = self._loop.create_task(self._run(), name="group-commit")
         return answer
 
     async def _run(self) -> None:
         try:
-            while self._line:
-                batch = [self._line.popleft() for _ in range(min(MAX_BATCH, len(self._line)))]
-                self._running = batch
+            while self._pending.take():
                 try:
-                    await self._commit(batch)
+                    await self._commit()
                 finally:
-                    self._running = ()
+                    self._pending.running = ()
         finally:
             self._task = None
 
-    async def _commit(self, batch: list[_Waiting]) -> None:
+    async def _commit(self) -> None:
         self._alarm = self._loop.call_later(self._deadline_s, self._give_up_waiting)
         try:
-            outcomes = await self._ledger.commit([waiting.operation for waiting in batch])
+            outcomes = await self._ledger.commit([it.operation for it in self._pending.running])
         except Exception as error:
             self._alarm.cancel()
-            await self._failed(batch, str(error) or type(error).__name__)
+            await self._failed(str(error) or type(error).__name__)
             return
         self._alarm.cancel()
         self._retry_s = RETRY_FIRST_S
         self._changed(True, "")
-        for waiting, outcome in zip(batch, outcomes, strict=True):
-            self._answer(waiting, outcome)
+        self._pending.answered(outcomes)
 
-    def _answer(self, waiting: _Waiting, outcome: Outcome) -> None:
-        if not waiting.answer.done():
-            if waiting.again and isinstance(outcome, AlreadyEnded):
-                outcome = Ended(outcome.kind)
-            waiting.answer.set_result(outcome)
-        elif isinstance(outcome, Held):
-            # Its caller was told that the ledger is down, or went away while we committed.
-            self.land(Release(waiting.operation.id, "nobody_waited"))
-
-    async def _failed(self, batch: list[_Waiting], why: str) -> None:
+    async def _failed(self, why: str) -> None:
         self._changed(False, why)
-        self._refuse(batch, why)
-        kept = [waiting._replace(again=True) for waiting in batch if waiting.must_land]
-        # A hold may have landed although the answer was an error: give it back, by its id.
-        kept += [
-            _Waiting(
-                Release(waiting.operation.id, "commit_failed"), self._loop.create_future(), True
-            )
-            for waiting in batch
-            if isinstance(waiting.operation, Hold)
-        ]
-        self._line.extendleft(reversed(kept))
-        if kept:
+        if self._pending.failed(why):
             await self._pause(why)
 
     async def _pause(self, why: str) -> None:
@@ -150,26 +107,15 @@ class GroupCommit:
         self._retry_s = min(self._retry_s * 2, RETRY_MOST_S)
         while (left_s := until_s - self._loop.time()) > 0:
             await asyncio.sleep(min(left_s, 0.05))
-            self._drop_impatient(why)
-
-    def _drop_impatient(self, why: str) -> None:
-        impatient = [waiting for waiting in self._line if not waiting.must_land]
-        if impatient:
-            self._line = deque(waiting for waiting in self._line if waiting.must_land)
-            self._refuse(impatient, why)
+            self._pending.drop_impatient(why)
 
     def _give_up_waiting(self) -> None:
         """The store has not answered in time; it may yet. Until then nobody is kept waiting."""
         self._alarm = self._loop.call_later(STALLED_TURN_S, self._give_up_waiting)
         why = f"the ledger did not answer within {self._deadline_s:g} s"
         self._changed(False, why)
-        self._refuse(self._running, why)
-        self._drop_impatient(why)
-
-    def _refuse(self, batch: Sequence[_Waiting], why: str) -> None:
-        for waiting in batch:
-            if not waiting.must_land and not waiting.answer.done():
-                waiting.answer.set_exception(LedgerDownError(why))
+        self._pending.refuse_running(why)
+        self._pending.drop_impatient(why)
 
     def _changed(self, up: bool, why: str) -> None:
         if up != self.up:

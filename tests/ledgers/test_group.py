@@ -27,7 +27,8 @@ from budget_proxy.core.book import (
 )
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers import LedgerDownError, group
-from budget_proxy.ledgers.group import MAX_BATCH, GroupCommit
+from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.pending import MAX_BATCH
 
 TOTAL = Span("total")
 
