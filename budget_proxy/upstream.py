@@ -30,8 +30,6 @@ from yarl import URL
 from budget_proxy.call import (
     CHUNK,
     AnswerCutError,
-    BodyTimeoutError,
-    CallerGoneError,
     Head,
     Headers,
     NoAnswerError,
@@ -166,12 +164,12 @@ class _Uploading:
                     await wire.drained()
             if self._chunked:
                 self._write(b"0\r\n\r\n")
-        except (CallerGoneError, BodyTimeoutError) as error:
+        except ConnectionError:
+            pass  # the answer may be there all the same; if not, the connection says so
+        except Exception as error:
             # The upstream must not take what it has for the whole; whoever waits is told why.
             wire.set_exception(error)
             wire.abort()
-        except ConnectionError:
-            pass  # the answer may be there all the same; if not, the connection says so
 
     def _write(self, data: bytes) -> None:
         if self._wire.transport is None:
@@ -359,7 +357,7 @@ class Outgoing:
         head = b"".join(lines)
         assert head.count(b"\n") == len(lines), "a header does not end in the middle of itself"
         if wire.transport is None:
-            raise ConnectionResetError
+            raise NotSentError("connect", "the connection was lost before anything was sent")
         if isinstance(body, bytes) and len(body) <= CHUNK:
             wire.transport.write(head + body)
             return None
