@@ -263,13 +263,17 @@ def _check(options: argparse.Namespace) -> int:
         return WRONG
     from budget_proxy.upkeep import new_budgets  # noqa: PLC0415 - opens a ledger
 
-    notes = [str(warning) for warning in checked.warnings] + new_budgets(checked.house)
+    begun = new_budgets(checked.house)
     budgets = effective(checked.house)
     if options.json:
         rows = {name: [row._asdict() for row in rows] for name, rows in budgets.items()}
+        notes = [str(warning) for warning in checked.warnings] + begun
         print(json.dumps({"ok": True, "warnings": notes, "services": rows}, indent=2))
         return OK
-    for note in notes:
+    # As compilers say it: editors find the place.
+    for mistake in checked.warnings:
+        print(replace(mistake, message=f"warning: {mistake.message}"), file=sys.stderr)
+    for note in begun:
         print(f"warning: {note}", file=sys.stderr)
     print(budgets_table(budgets))
     print(f"{path}: ok")

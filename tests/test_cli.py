@@ -282,7 +282,10 @@ def test_check_prints_what_binds_each_service(shell: Shell) -> None:
         ["tests", name] for name in ("single", "other", "cap", "rate")
     ]
     assert text.endswith("policy.yaml: ok\n")
-    assert all(note.startswith("warning: ") for note in notes.splitlines())
+    assert all(
+        re.match(r"(?:policy\.yaml:\d+:\d+: )?warning: \S", note) for note in notes.splitlines()
+    )
+    assert "policy.yaml:4:14: warning: admin_token: " in notes
     assert code == 0
 
 
