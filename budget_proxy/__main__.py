@@ -138,15 +138,37 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = commands.add_parser(
-        "status", help="print every open account: limit, spent, held, free"
+        "status",
+        help="print every open account: limit, spent, held, when it resets",
+        description="Print every open account: limit, spent, held, when it resets. In the bar, # "
+        "is spent, + is held, . is free.",
     )
     source = status.add_mutually_exclusive_group()
     source.add_argument(
-        "--admin", default=DEFAULT_ADMIN, help=f"a running proxy (default {DEFAULT_ADMIN})"
+        "--admin",
+        metavar="URL",
+        default=_default_admin(os.environ.get("BUDGET_PROXY_ADMIN")),
+        help="a running proxy (default: the address in BUDGET_PROXY_ADMIN, or "
+        f"{DEFAULT_ADMIN}); BUDGET_PROXY_TOKEN is sent where it wants a token",
     )
-    source.add_argument("--ledger", type=Path, help="a ledger file, instead of a running proxy")
+    source.add_argument(
+        "--ledger",
+        metavar="FILE",
+        type=_ledger_file,
+        help="a ledger file, instead of a running proxy",
+    )
     status.add_argument("--json", action="store_true", help="print the accounts as JSON")
     status.set_defaults(command=_status)
+
+
+def _default_admin(address: str | None) -> str:
+    """Where the shipped policies put the admin port: they read the same variable."""
+    return f"http://{address}" if address else DEFAULT_ADMIN
+
+
+def _ledger_file(text: str) -> Path:
+    """A ledger's file, also as policies write it: sqlite:///budget-proxy.db."""
+    return Path(text.removeprefix("sqlite:///"))
 
 
 def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -157,8 +179,8 @@ def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         "adjust",
         help="correct what an account has spent",
         description="Add an amount to what an account has spent in the window that runs now "
-        "(negative: give back). Works beside a running proxy, and needs none of the policy's keys "
-        "and credentials. Example: "
+        "(negative: give back, never below 0). Works beside a running proxy, and needs none of "
+        "the policy's keys and credentials. Example: "
         "budget-proxy ledger adjust company '(all)' -1.50USD --policy p.yaml --reason 'crash'",
     )
     adjust.add_argument("budget")
@@ -173,7 +195,7 @@ def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         ("check", "check what must always hold; exit 1 where it does not"),
     ):
         command = inner.add_parser(name, help=explained)
-        command.add_argument("ledger", type=Path, help="the ledger file")
+        command.add_argument("ledger", type=_ledger_file, help="the ledger file")
         command.set_defaults(command=_LEDGER_COMMANDS[name])
 
 
@@ -263,13 +285,17 @@ def _check(options: argparse.Namespace) -> int:
         return WRONG
     from budget_proxy.upkeep import new_budgets  # noqa: PLC0415 - opens a ledger
 
-    notes = [str(warning) for warning in checked.warnings] + new_budgets(checked.house)
+    begun = new_budgets(checked.house)
     budgets = effective(checked.house)
     if options.json:
         rows = {name: [row._asdict() for row in rows] for name, rows in budgets.items()}
+        notes = [str(warning) for warning in checked.warnings] + begun
         print(json.dumps({"ok": True, "warnings": notes, "services": rows}, indent=2))
         return OK
-    for note in notes:
+    # As compilers say it: editors find the place.
+    for mistake in checked.warnings:
+        print(replace(mistake, message=f"warning: {mistake.message}"), file=sys.stderr)
+    for note in begun:
         print(f"warning: {note}", file=sys.stderr)
     print(budgets_table(budgets))
     print(f"{path}: ok")
@@ -373,6 +399,8 @@ def _print_lines(what: str) -> Callable[[argparse.Namespace], int]:
             return error.code
         for line in lines:
             print(line)
+        if what == "check" and not lines:
+            print(f"{options.ledger}: ok")
         return FAILED if what == "check" and lines else OK
 
     return command

@@ -34,6 +34,7 @@ from budget_proxy.accounts_view import AccountsView, AccountView, touched_by
 from budget_proxy.core.budget import EVERYONE, Budget, Condition
 from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.money import exact, show
+from budget_proxy.ledgers import LedgerDownError
 
 log = logging.getLogger(__name__)
 
@@ -371,6 +372,9 @@ async def _of_ledger(answer: Awaitable[_T]) -> _T:
         return await answer
     except _ProblemError:
         raise
+    except LedgerDownError as error:  # it says all there is to know
+        log.error("the ledger did not answer: %s", error)
+        raise _ProblemError(503, "The ledger does not answer; the proxy's log says why") from error
     except Exception as error:
         log.exception("the ledger did not answer")
         raise _ProblemError(503, "The ledger does not answer") from error

@@ -321,7 +321,7 @@ class Admission:
 
 LEDGER_DOWN = Refusal(
     Reason.LEDGER_DOWN,
-    "The ledger of budget-proxy cannot be written, so no budget can be held. Nothing was sent.",
+    "The ledger of budget-proxy cannot be written, so no budget can be held.",
     retry_after_s=5,
 )
 

@@ -280,8 +280,7 @@ class Proxy:
             self._failed(trail, error.kind)
             raise refuse(
                 Reason.UPSTREAM_UNREACHABLE,
-                f"Upstream {upstream.name!r} could not be reached ({error}). "
-                "Nothing was sent and nothing is charged.",
+                f"Upstream {upstream.name!r} could not be reached ({error}).",
             ) from error
         except NoAnswerError as error:
             self._failed(trail, error.kind)
@@ -397,6 +396,8 @@ class Proxy:
             method=call.method,
         )
         trail.status = answer.status
+        if refusal.shortfalls:
+            trail.told = answer.text
         trail.bytes_out = len(answer.body)
         trail.started = True
         await call.start(answer.status, "", list(answer.headers))

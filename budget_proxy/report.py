@@ -87,8 +87,10 @@ def budgets_table(services: Mapping[str, Sequence[EffectiveBudget]]) -> str:
 def _cell(value: object) -> str:
     if value is None:
         return "-"
+    if isinstance(value, float):
+        return f"{value:g}" if value else "-"
     if isinstance(value, str):
         return value
     if isinstance(value, Sequence):
-        return ", ".join(map(str, value)) or "everything"
+        return "; ".join(map(str, value)) or "everything"
     return str(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -24,6 +25,10 @@ from budget_proxy.supervisor import StartError, Supervisor
 OK, FAILED, WRONG = 0, 1, 2
 DEMO_BALANCE = "5 USD"
 DEMO_KEY = "demo-key-0000"
+OTHER_PORTS = (
+    "Ports in use? Choose others: "
+    "BUDGET_PROXY_LISTEN=127.0.0.1:18080 BUDGET_PROXY_ADMIN=127.0.0.1:19090 budget-proxy demo"
+)
 
 
 def serve(policy: Path, load: Callable[[Path], House], workers: int) -> int:
@@ -142,7 +147,10 @@ async def _demo(load: Callable[[str], House]) -> int:
     try:
         async with _sandbox() as url:
             app = App(lambda: load(url))
-            return await _serve(app, app, lambda: print(demo_text(app, url), flush=True))
+            code = await _serve(app, app, lambda: print(demo_text(app, url), flush=True))
+            if code == FAILED:
+                print(OTHER_PORTS, file=sys.stderr)
+            return code
     except OSError as error:
         print(f"cannot start the sandbox: {error}", file=sys.stderr)
         return FAILED
@@ -165,6 +173,13 @@ async def _sandbox() -> AsyncIterator[str]:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
+
+
+def _this_command() -> str:
+    """How another terminal, without this one's PATH, runs the budget-proxy that runs here."""
+    script = Path(sys.executable).with_name("budget-proxy")
+    words = [str(script)] if script.is_file() else [sys.executable, "-m", "budget_proxy"]
+    return shlex.join(words)
 
 
 def demo_text(app: App, sandbox_url: str) -> str:
@@ -193,9 +208,9 @@ curl -si {proxy}/openai/v1/chat/completions {key} -H 'Content-Type: application/
 curl -si '{proxy}/geo/v1/geocode?q=Berlin' {key}
 
 # what is left, what the sandbox charged, and the metrics
-budget-proxy status --admin {admin}
+{_this_command()} status --admin {admin}
 curl -s {sandbox_url}/_sandbox/charges
-curl -s {admin}/metrics | grep ^budget_proxy_
+curl -s {admin}/metrics | grep -E '^budget_proxy_(requests|cost|account)' | grep -v ' 0.0$'
 
 Ctrl-C stops.
 """

@@ -57,6 +57,8 @@ class Trail:
     status: int = 0
     outcome: Outcome = "served"
     refusal: Refusal | None = None
+    told: str = ""
+    """The text of a refusal with figures: which account was too small, and by how much."""
     failure: str = ""
     settlement: Settlement | None = None
     held: bool = False
@@ -102,7 +104,7 @@ def ended(trail: Trail, now_s: float) -> CallEnded:
         overruns=_overruns(order, amounts) if order else (),
         traceparent=arrived.traceparent if arrived else "",
         retry=arrived.retry if arrived else 0,
-        detail=refusal.detail if refusal else "",
+        detail=trail.told or (refusal.detail if refusal else ""),
     )
 
 

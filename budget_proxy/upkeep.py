@@ -27,6 +27,8 @@ ANSWER_S = 10.0
 """How long a question about the accounts may take, to a proxy or a file."""
 EXPORT_S = 600.0
 """How long reading all that a ledger has may take."""
+MAX_PROBLEM = 4096
+"""Bytes of an error's body that are read."""
 T = TypeVar("T")
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -109,7 +111,7 @@ def accounts_from(admin: str, token: str | None) -> list[dict[str, Any]]:
     """The open accounts of a running proxy. Asked directly: no proxy of the environment stands
     between us and an admin port. Raises CannotError."""
     if not admin.startswith(("http://", "https://")):
-        raise CannotError(f"{admin!r} is not the URL of an admin port", 2)
+        raise CannotError(f"{admin!r} is not the URL of an admin port, as in http://HOST:9090", 2)
     try:
         request = urllib.request.Request(admin.rstrip("/") + "/api/accounts")  # noqa: S310
         if token:
@@ -118,15 +120,33 @@ def accounts_from(admin: str, token: str | None) -> list[dict[str, Any]]:
             accounts: list[dict[str, Any]] = json.load(answer)["accounts"]
     except urllib.error.HTTPError as error:
         hint = " (set BUDGET_PROXY_TOKEN to the admin_token)" if error.code in (401, 403) else ""
-        raise CannotError(f"{admin} answered {error.code}{hint}", 1) from error
+        raise CannotError(f"{admin} answered {error.code}{hint or _detail(error)}", 1) from error
     except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
-        why = " ".join(str(error).split())  # it may quote what answered
         raise CannotError(
-            f"no budget-proxy answers at {admin} ({why}); name another with --admin, or a "
+            f"no budget-proxy answers at {admin} ({_why(error)}); name another with --admin, or a "
             "ledger file with --ledger",
             1,
         ) from error
     return accounts
+
+
+def _why(error: Exception) -> str:
+    """What went wrong, without the wrappings; it may quote what answered."""
+    cause = getattr(error, "reason", error)
+    return _line(getattr(cause, "strerror", None) or cause)
+
+
+def _detail(error: urllib.error.HTTPError) -> str:
+    """What a proxy says of its refusal; nothing where something else answered."""
+    try:
+        detail = json.loads(error.read(MAX_PROBLEM))["detail"]
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError):
+        return ""
+    return f": {_line(detail)}"
+
+
+def _line(said: object) -> str:
+    return " ".join(str(said).split())
 
 
 def _check_payer(house: House, correction: Adjust, accounts: Sequence[AccountState]) -> None:

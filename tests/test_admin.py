@@ -26,6 +26,7 @@ from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.money import NANOS, parse_amount
 from budget_proxy.core.tariff import Tariff
 from budget_proxy.core.window import Span
+from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.metrics import Metrics
 
 TOKEN = "admin-token-canary"
@@ -377,6 +378,14 @@ def test_a_ledger_that_does_not_answer_is_503(caplog: pytest.LogCaptureFixture) 
             assert SECRET.encode() not in answer.body
     with served(Proxy(failure=OSError())) as ask:
         assert_problem(ask("POST", "/api/adjust", BEARER, ADJUSTMENT), 503)
+
+
+def test_a_ledger_that_is_down_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    with served(Proxy(failure=LedgerDownError("ledger.db: the file is gone"))) as ask:
+        assert_problem(ask("GET", "/api/accounts"), 503)
+    (record,) = [record for record in caplog.records if record.name == "budget_proxy.admin"]
+    assert record.getMessage() == "the ledger did not answer: ledger.db: the file is gone"
+    assert record.exc_info is None
 
 
 # What changes state.

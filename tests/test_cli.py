@@ -153,7 +153,7 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("status", "--ledger", "missing.db"), "missing.db is not a ledger file"),
     (("status", "--ledger", "."), ". is not a ledger file"),
     (("status", "--ledger", "policy.yaml"), "policy.yaml cannot be read as a ledger"),
-    (("status", "--admin", "ftp://x"), "'ftp://x' is not the URL of an admin port"),
+    (("status", "--admin", "ftp://x"), "'ftp://x' is not the URL of an admin port, as in http://"),
     (("status", "--ledger", "x", "--admin", "y"), "not allowed with argument"),
     (("ledger", "holds", "missing.db"), "missing.db is not a ledger file"),
     (("ledger", "entries", "policy.yaml"), "policy.yaml cannot be read as a ledger"),
@@ -184,7 +184,7 @@ def test_serve_does_not_begin_without_a_policy(folder: Path, name: str) -> None:
 
 
 UNREACHABLE = [
-    ("http://127.0.0.1:9", "Connection refused"),
+    ("http://127.0.0.1:9", "(Connection refused)"),
     ("http://127.0.0.1:nine", "no budget-proxy answers at"),
     ("http://[::1", "no budget-proxy answers at"),
     ("http://", "no budget-proxy answers at"),
@@ -207,7 +207,9 @@ OTHERS: list[tuple[bytes, str]] = [
     (b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhelo", "no budget-proxy answers"),
     (b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{}", "no budget-proxy answers"),
     (b"HTTP/1.1 401 No\r\nContent-Length: 0\r\n\r\n", "answered 401 (set BUDGET_PROXY_TOKEN"),
-    (b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", "answered 404"),
+    (b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n", "answered 404\n"),
+    (b'HTTP/1.1 503 No\r\n\r\n{"detail":"not\\nnow"}', "answered 503: not now\n"),
+    (b"HTTP/1.1 503 No\r\n\r\n" + b"[" * 9999, "answered 503\n"),
     (b"SSH-2.0-OpenSSH\r\n", "no budget-proxy answers"),
     (b"", "no budget-proxy answers"),
 ]
@@ -280,7 +282,10 @@ def test_check_prints_what_binds_each_service(shell: Shell) -> None:
         ["tests", name] for name in ("single", "other", "cap", "rate")
     ]
     assert text.endswith("policy.yaml: ok\n")
-    assert all(note.startswith("warning: ") for note in notes.splitlines())
+    assert all(
+        re.match(r"(?:policy\.yaml:\d+:\d+: )?warning: \S", note) for note in notes.splitlines()
+    )
+    assert "policy.yaml:4:14: warning: admin_token: " in notes
     assert code == 0
 
 
@@ -392,6 +397,20 @@ def test_status_reads_a_ledger_file(shell: Shell) -> None:
     )
 
 
+def test_a_ledger_is_named_as_in_a_policy_too(shell: Shell) -> None:
+    for words in (("status", "--ledger"), ("ledger", "holds"), ("ledger", "entries")):
+        path = shell.folder / "ledger.db"
+        plain = shell.fine(*words, "ledger.db")
+        assert plain.count("\n") >= 1
+        assert shell.fine(*words, "sqlite:///ledger.db") == plain
+        assert shell.fine(*words, f"sqlite:///{path}") == plain
+
+
+def test_status_asks_where_the_shipped_policies_listen(shell: Shell) -> None:
+    code, _, err = shell("status", BUDGET_PROXY_ADMIN="127.0.0.1:9")
+    assert (code, "no budget-proxy answers at http://127.0.0.1:9 " in err) == (1, True), err
+
+
 def test_status_of_an_empty_ledger_says_so(shell: Shell) -> None:
     (shell.folder / "ledger.db").unlink()
 
@@ -414,7 +433,7 @@ def test_holds_and_entries_are_json_lines(shell: Shell) -> None:
 
 
 def test_ledger_check_finds_what_is_wrong(shell: Shell) -> None:
-    assert shell.fine("ledger", "check", "ledger.db") == ""
+    assert shell.fine("ledger", "check", "ledger.db") == "ledger.db: ok\n"
     with sqlite3.connect(shell.folder / "ledger.db") as db:
         db.execute("UPDATE accounts SET held = held + 1")
     db.close()
@@ -446,7 +465,7 @@ def test_a_person_corrects_an_account(shell: Shell, amount: str, spent: str) -> 
     (entry,) = [entry for entry in shell.entries() if entry["kind"] == "adjusted"]
     assert entry["why"] == "a crash on Monday"
     assert entry["who"]
-    assert shell.fine("ledger", "check", "ledger.db") == ""
+    assert shell.fine("ledger", "check", "ledger.db") == "ledger.db: ok\n"
 
 
 ADJUST_WRONG: list[tuple[tuple[str, ...], str]] = [
@@ -710,7 +729,8 @@ def test_the_sandbox_runs_on_its_own(tmp_path: Path) -> None:
         address = found[1].removeprefix("http://")
         second = run("sandbox", "--listen", address, cwd=tmp_path)
         assert second.returncode == 1
-        assert f"sandbox: cannot listen on {address}" in second.stderr
+        said = f"sandbox: cannot listen on {address}: Address already in use\n"
+        assert second.stderr == said
         process.send(signal.SIGTERM)
         assert asyncio.run(process.ended()) == 0
 

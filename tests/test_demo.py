@@ -84,13 +84,14 @@ def test_what_is_left_and_the_metrics(demo: Process) -> None:
         "what is left, what the sandbox charged, and the metrics"
     ].splitlines()
     paste(recipes(demo)["passes"])
-    listed = run(*status.split()[1:], cwd=demo.cwd)
-    assert listed.returncode == 0
-    assert re.search(r"^company +\(all\) +\S+ +0 +5 +USD ", listed.stdout, re.MULTILINE)
+    listed = paste(f"PATH=/usr/bin:/bin; {status}")  # a terminal that knows nothing of ours
+    assert re.search(r"^company +\(all\) +\S+ +0 +5 +USD ", listed, re.MULTILINE)
     charged = json.loads(paste(charges))["charges"]
     assert "/v1/chat/completions" in {charge["path"] for charge in charged}
     text = paste(metrics)
     assert 'budget_proxy_requests_total{outcome="served"' in text
+    assert "budget_proxy_account_spent{" in text
+    assert text.count("\n") < 40, "it can be read at a glance"
 
 
 def test_ctrl_c_stops_it_and_leaves_nothing(demo: Process) -> None:
@@ -107,7 +108,9 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         address = first.url.removeprefix("http://")
         second = run("demo", cwd=tmp_path, **FREE_PORTS | {"BUDGET_PROXY_LISTEN": address})
         assert second.returncode == 1
-        assert second.stderr == f"cannot start: listen: {address}: Address already in use\n"
+        first_line, hint = second.stderr.splitlines()
+        assert first_line == f"cannot start: listen: {address}: Address already in use"
+        assert "BUDGET_PROXY_LISTEN=" in hint
         assert second.stdout == ""
 
 

@@ -507,10 +507,18 @@ def test_every_metric_named_in_the_docs_is_exported() -> None:
             assert name in known or base in known, f"{page.name}: {name}"
 
 
+def test_every_reason_that_an_alert_waits_for_is_one() -> None:
+    alerts = README.read_text().replace("\\|", "|")
+    named = [name for part in re.findall(r'reason=~"([^"]+)"', alerts) for name in part.split("|")]
+    assert len(named) >= 5
+    assert set(named) <= {str(reason) for reason in REASONS}
+
+
 def test_every_metric_that_is_worth_an_alert_is_explained_to_who_is_on_call() -> None:
     alerts = " ".join(row[0] for row in rows_under("On call"))
     for name in (
         "budget_proxy_ledger_up",
+        "budget_proxy_refusals_total",
         "budget_proxy_invariant_violations_total",
         "budget_proxy_presumed_holds_total",
         "budget_proxy_overruns_total",

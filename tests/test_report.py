@@ -104,5 +104,13 @@ def test_budgets_are_listed_for_each_service() -> None:
     assert head[:2] == ["SERVICE", first.upper()]
     assert [line.split()[1] for line in lines[1:]] == ["all", "some", "none"]
     assert lines[1].endswith("everything")
-    assert lines[2].endswith("a, b")
+    assert lines[2].endswith("a; b")
     assert lines[3].endswith("-")
+
+
+def test_only_what_waits_has_a_longest_wait() -> None:
+    values: dict[str, Any] = dict.fromkeys(EffectiveBudget._fields, "x")
+    rows = [EffectiveBudget(**values | {"max_wait_s": seconds}) for seconds in (0.0, 20.0, 0.5)]
+    column = ["service", *EffectiveBudget._fields].index("max_wait_s")
+    cells = [line.split()[column] for line in budgets_table({"checkout": rows}).splitlines()[1:]]
+    assert cells == ["-", "20", "0.5"]

@@ -51,10 +51,16 @@ def parse_amount(text: str) -> tuple[int, str]:
     numerator, denominator = Decimal(number).as_integer_ratio()
     steps, rest = divmod(numerator * scale_of(unit), denominator)
     if rest:
-        raise AmountError(f"{text!r} has more decimal places than {unit} can hold")
+        raise AmountError(f"{text!r} has more decimal places than {unit} can hold{_capitals(unit)}")
     if abs(steps) > MAX_AMOUNT:
         raise AmountError(f"{text!r} is beyond the largest amount, {show(MAX_AMOUNT, unit)}")
     return steps, unit
+
+
+def _capitals(unit: str) -> str:
+    """A hint where a quantity may be a currency in small letters."""
+    meant = len(unit) == 3 and not is_currency(unit) and is_currency(unit.upper())
+    return f" (if that is money: write {unit.upper()})" if meant else ""
 
 
 def parse_price(text: str) -> tuple[int, int, str]:

@@ -27,6 +27,8 @@ class Rendered(NamedTuple):
     status: int
     headers: tuple[Header, ...]
     body: bytes
+    text: str = ""
+    """What the body says to a person."""
 
 
 class Dialect(Protocol):
@@ -61,7 +63,7 @@ def render(
         *_about(refusal),
         *((name, header_text(request_id)) for name in names),
     )
-    return Rendered(refusal.rule.status, headers, b"" if method == "HEAD" else body)
+    return Rendered(refusal.rule.status, headers, b"" if method == "HEAD" else body, worded.text)
 
 
 def stream_error(dialect_name: str, refusal: Refusal, request_id: str) -> bytes:

@@ -19,13 +19,15 @@ MAX_HEADER = 200
 
 
 def json_bytes(value: dict[str, object]) -> bytes:
-    """One line of ASCII JSON."""
+    """One line of ASCII JSON, without a control character."""
     try:
         data = _encode(value)
     except UnicodeEncodeError:  # half a surrogate pair
         data = b"\xff"
     # Nearly always it is; what is not, the slower encoder escapes.
-    return data if data.isascii() else _JSON.encode(value).encode("ascii")
+    ascii_data = data if data.isascii() else _JSON.encode(value).encode("ascii")
+    # Both encoders leave DEL as it is; it can stand inside a text only.
+    return ascii_data.replace(b"\x7f", b"\\u007f")
 
 
 def sse_event(data: bytes, *, name: str = "") -> bytes:

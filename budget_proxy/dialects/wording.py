@@ -118,7 +118,10 @@ def _advice(refusal: Refusal, short: Shortfall, now_s: float | None) -> list[str
         case Reason.HELD:
             return ["What those calls do not use is given back.", _retry(refusal)]
         case Reason.WAITED:
-            return [f"It waited {refusal.waited_s:g} s, as long as allowed.", _retry(refusal)]
+            return [
+                f"It waited {round(refusal.waited_s, 1):g} s, as long as allowed.",
+                _retry(refusal),
+            ]
         case Reason.LINE_FULL:
             return ["The line of requests waiting for budget is full.", _retry(refusal)]
         case _:

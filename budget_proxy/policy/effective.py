@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from budget_proxy.core.budget import EVERYONE, FACT_KEYS, SHARED_PAYER, Budget, Condition, Facts
 from budget_proxy.core.house import House, Service, Upstream
@@ -157,12 +158,30 @@ def _models(when: Iterable[Condition]) -> Iterator[str]:
 
 def warned(house: House) -> list[Warned]:
     """What is odd about a policy."""
-    return [*_long_waits(house), *_idle_budgets(house), *_free_riders(house)]
+    return [
+        *_doubled_paths(house),
+        *_long_waits(house),
+        *_idle_budgets(house),
+        *_free_riders(house),
+    ]
 
 
 def warnings(house: House) -> list[str]:
     """What is odd about a policy, one line each."""
     return [f"{'.'.join(map(str, steps))}: {message}" for steps, message in warned(house)]
+
+
+def _doubled_paths(house: House) -> Iterator[Warned]:
+    """`url: https://api.example.com/v1` below a tariff whose paths all begin with /v1 already."""
+    for name, upstream in house.upstreams.items():
+        last = urlsplit(upstream.url).path.rpartition("/")[2]
+        templates = [route.template for route in upstream.tariff.routes]
+        if last and all(template.startswith(f"/{last}/") for template in templates):
+            yield Warned(
+                ("upstreams", name, "url"),
+                f"ends in /{last}, as the paths of its tariff begin: calls would be sent to "
+                f"/{last}/{last}/...; leave it out here",
+            )
 
 
 def _long_waits(house: House) -> Iterator[Warned]:

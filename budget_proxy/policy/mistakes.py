@@ -53,10 +53,10 @@ class PolicyError(Exception):
         return "\n".join(lines)
 
 
-def suggest(word: str, options: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the nearest option, or nothing where none is near."""
+def suggest(word: str, options: Iterable[str], nearness: float = 0.6) -> str:
+    """`; did you mean 'x'?` for the nearest option, or nothing where none is near (1: the same)."""
     by_lower = {option.lower(): option for option in options}
-    near = difflib.get_close_matches(word.lower()[:_MAX_WORD], by_lower, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word.lower()[:_MAX_WORD], by_lower, n=1, cutoff=nearness)
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 

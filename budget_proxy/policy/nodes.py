@@ -124,7 +124,7 @@ def read_tree(text: str, report: Report) -> Node | None:
     try:
         return _Builder(yaml.parse(hidden, Loader=_LOADER), report).document()
     except yaml.MarkedYAMLError as error:
-        raise TreeError(_mark(error.problem_mark), _problem(error.problem)) from None
+        raise TreeError(_mark(error.problem_mark), _problem(error)) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, max(0, error.position)) + 1
         raise TreeError(Mark(line, 1), "not YAML: a control character stands here") from None
@@ -136,9 +136,13 @@ def _mark(mark: Any) -> Mark:
     return Mark(1, 1) if mark is None else Mark(mark.line + 1, mark.column + 1)
 
 
-def _problem(problem: str | None) -> str:
-    text = (problem or "cannot be read").translate(_SHOW)
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    text = (error.problem or "cannot be read").translate(_SHOW)
     hint = ""
+    if "flow" in (error.context or "") and error.context_mark is not None:
+        # It is noticed where the next line goes on, and mended where the bracket stands.
+        line, column = _mark(error.context_mark)
+        hint = f" (to end what begins at {line}:{column})"
     if "cannot start any token" in text:
         hint = " (indent with spaces, never tabs; quote text that starts with a special character)"
     return f"not YAML: {text}{hint}"

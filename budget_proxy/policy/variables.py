@@ -113,7 +113,8 @@ class _Filler:
         try:
             return self._environment[name]
         except KeyError:
-            hint = suggest(name, self._environment)
+            # Most of them end in _KEY or _URL: that alone makes no two near.
+            hint = suggest(name, self._environment, nearness=0.75)
             raise _NoValueError(f"the variable {name} is not set{hint}") from None
 
     def _file(self, path: str) -> str:

@@ -6,6 +6,7 @@ Forbidden here: anything that a route does.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import time
@@ -92,7 +93,9 @@ def main(namespace: argparse.Namespace) -> int:
     try:
         asyncio.run(_until_signalled(run(settings, host, port, _announcer(settings))))
     except OSError as error:
-        print(f"sandbox: cannot listen on {namespace.listen}: {error}", file=sys.stderr)
+        number = error.errno or 0  # below zero: of a look-up
+        why = os.strerror(number) if number > 0 else error.strerror
+        print(f"sandbox: cannot listen on {namespace.listen}: {why}", file=sys.stderr)
         return 1
     return 0
 

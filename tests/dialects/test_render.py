@@ -223,6 +223,8 @@ NASTY = [
     "data: {}\n\ndata: [DONE]\n\n",
     "Ünïcødé 東京 🦊",
     "\u2028\u2029\x85\x00\x1b[31m",
+    "\x7f a delete, and \\\x7f",
+    "\x7fé",
     "\udc80 a lone surrogate",
     "p" * 128,
     '"' * 128,

@@ -77,7 +77,7 @@ def test_too_large():
 
 
 def test_waited_and_line_full():
-    waited = said(Reason.WAITED, HELD, retry_after_s=2, waited_s=20.0)
+    waited = said(Reason.WAITED, HELD, retry_after_s=2, waited_s=20.00068)
     assert waited.endswith("It waited 20 s, as long as allowed. Retrying in 2 s can work.")
     full = said(Reason.LINE_FULL, HELD, retry_after_s=2)
     assert full.endswith(

@@ -297,6 +297,25 @@ def test_what_is_odd_is_said(tmp_path: Path, budgets: str, said: str) -> None:
     assert any(warning.message == said for warning in result.warnings)
 
 
+@pytest.mark.parametrize(
+    ("url", "odd"),
+    [
+        ("https://llm.example.com", False),
+        ("https://llm.example.com/v1", True),
+        ("https://llm.example.com/api/v1/", True),
+        ("https://llm.example.com/v1/proxy", False),
+        ("https://llm.example.com/v2", False),
+    ],
+)
+def test_a_path_that_would_be_sent_twice_is_said(tmp_path: Path, url: str, odd: bool) -> None:
+    text = LLM.replace("https://llm.example.com", url) + APP + DAY
+    assert url in text
+    said = [str(warning) for warning in checked(tmp_path, text).warnings]
+    assert any("calls would be sent to /v1/v1/...; leave it out here" in line for line in said) is (
+        odd
+    )
+
+
 def test_secrets_in_the_file_are_warned_of_and_not_shown(tmp_path: Path) -> None:
     text = (
         "admin_token: plain-token-0123456789\n"

@@ -243,7 +243,7 @@ def test_no_cent_is_lost_over_twenty_kills(
 
     asyncio.run(story())
     checked = run("ledger", "check", "ledger.db", cwd=tmp_path)
-    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "", "")
+    assert (checked.returncode, checked.stdout, checked.stderr) == (0, "ledger.db: ok\n", "")
     with capsys.disabled():
         times = " ".join(f"{seconds:.2f}" for seconds in took_s)
         print(f"\n{KILLS} kills under {dict(load.seen)}; usable again after {times} s")

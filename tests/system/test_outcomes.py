@@ -395,7 +395,7 @@ def test_a_call_that_was_surely_not_sent_costs_nothing(tmp_path: Path, row: Unse
             answer = await ask(rig, pages())
             assert (answer.status, answer.whole) == (502, True)
             assert answer.values(b"x-budget-proxy-reason") == [b"upstream_unreachable"]
-            assert b"nothing is charged" in answer.body
+            assert b"nothing was charged" in answer.body
             assert (await ended(rig), await spent(rig)) == ("not_sent", 0)
             failures = [event.kind for event in rig.events if isinstance(event, UpstreamFailed)]
             assert failures == [row.kind]

@@ -20,3 +20,18 @@ def test_a_chat_call_is_priced_held_forwarded_and_settled(tmp_path: Path) -> Non
             assert account.held == 0
 
     asyncio.run(story())
+
+
+def test_the_log_of_a_refused_call_says_what_its_caller_was_told(tmp_path: Path) -> None:
+    budgets = "budgets: {each: {limit: 0.000001 USD, per: total, for_each: team}}\n"
+
+    async def story() -> None:
+        async with running(tmp_path, budgets) as rig:
+            status, answer = await rig.post("/openai/v1/chat/completions", chat())
+            assert status == 402
+            await rig.until(lambda: rig.calls)
+            (call,) = rig.calls
+            assert call.detail == answer["detail"]
+            assert "budget 'each' of tests: it could cost up to 0.0000" in call.detail
+
+    asyncio.run(story())
