@@ -144,13 +144,21 @@ class Admission:
         if isinstance(answer, Short):
             return answer
         try:
-            return _taken(await answer)
+            return self._taken(await answer, hold)
         except LedgerDownError:
             return LEDGER_DOWN
         except asyncio.CancelledError:
             if answer.done() and not answer.cancelled() and answer.exception() is None:
                 self._give_back(answer.result())
             raise
+
+    def _taken(self, outcome: Outcome, hold: Hold) -> Held | Short | Refusal:
+        if isinstance(outcome, Held | Short):
+            return outcome
+        # An earlier try arrived once more, held, unknown to anybody here, and was presumed since:
+        # nothing was sent, so it is not owed.
+        self._ledger.land(Release(hold.id, "nobody_waited"))
+        return LEDGER_DOWN
 
     def _give_back(self, outcome: Held | Outcome | Refusal) -> None:
         """Nobody is there any more to use what was got."""
@@ -324,12 +332,6 @@ LEDGER_DOWN = Refusal(
     "The ledger of budget-proxy cannot be written, so no budget can be held.",
     retry_after_s=5,
 )
-
-
-def _taken(outcome: Outcome) -> Held | Short:
-    if isinstance(outcome, Held | Short):
-        return outcome
-    raise AssertionError(f"a hold with a fresh id was answered {outcome}")
 
 
 def _under(

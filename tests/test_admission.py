@@ -15,7 +15,7 @@ from budget_proxy import admission as admission_module
 from budget_proxy.admission import Admission, Request
 from budget_proxy.call import Departure
 from budget_proxy.core.binding import Binding
-from budget_proxy.core.book import Held, Hold, Leg, Release, Settle
+from budget_proxy.core.book import Held, Hold, Leg, Presume, Release, Settle
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.events import Event, WaitEnded
 from budget_proxy.core.house import Service, Waiting
@@ -317,6 +317,23 @@ def test_who_is_cancelled_in_the_very_turn_in_which_it_is_held_keeps_nothing(
             await door.commit.settled()
         assert guest.task.cancelled()
         assert door.figures == {"A": (0, 0)}
+
+    told(story)
+
+
+def test_a_try_that_lands_twice_unknown_to_anybody_is_not_owed_and_ends_no_line(told: Any) -> None:
+    """The store hears an earlier try again; it fits by then, is held, and presumed."""
+
+    async def story(door: Door) -> None:
+        await door.comes("1", 10).held()
+        second, third = await door.queues("2", 4), await door.queues("3", 4)
+        await door.ends("1", 0, told=False)
+        door.ledger.apply([Hold("2", "me", door.legs(A=4), 60.0), Presume("2", "deadline")])
+        door.admission.changed()
+        assert await second.refused() is Reason.LEDGER_DOWN
+        await third.held()
+        await door.commit.settled()
+        assert door.figures == {"A": (0, 4)}
 
     told(story)
 

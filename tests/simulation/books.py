@@ -1,0 +1,189 @@
+"""The auditor: books of its own, kept from what the store saved, and what must hold after each
+step. It shares no arithmetic with the book: sums of entries, sums of open holds, comparisons.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from budget_proxy.core.book import (
+    Account,
+    Ended,
+    Entry,
+    Held,
+    Key,
+    OpenHold,
+    Operation,
+    Outcome,
+    Page,
+    Short,
+)
+
+NO_LIMIT = 1 << 60
+
+
+class BrokenPromiseError(AssertionError):
+    """Something that must always hold did not."""
+
+
+class Books:
+    """What must be in the accounts. Amounts in steps."""
+
+    __slots__ = ("held", "highest", "overran", "spent")
+
+    def __init__(self) -> None:
+        self.spent: dict[Any, int] = {}
+        """The sum of the entries of each account."""
+        self.held: dict[Any, int] = {}
+        """The sum of its open holds."""
+        self.highest: dict[Any, int] = {}
+        """The highest limit under which anything was admitted to it; no limit in report mode."""
+        self.overran: dict[Any, int] = {}
+        """By how much calls cost more than was held for them: all that may be above a limit."""
+
+    # -- each operation, inside the transaction -------------------------------------------------
+
+    def done(self, operation: Operation, outcome: Outcome, page: Page) -> None:
+        """An operation was applied."""
+        kind = type(outcome)
+        if kind is Held:
+            if operation.id in page.opened:
+                self._admitted(operation, page)
+        elif kind is Short:
+            _check_refusal(outcome, page)
+        elif kind is Ended:
+            _check_overruns(outcome, page.written[operation.id])
+
+    def _admitted(self, operation: Any, page: Page) -> None:
+        """No admission leaves spent + held above the limit then in force, in any account."""
+        held = iter(page.opened[operation.id].legs)
+        for leg in operation.legs:
+            if leg.span.per == "request":
+                if leg.amount > leg.limit:
+                    raise BrokenPromiseError(f"{operation.id} is larger than a call may be")
+                continue
+            kept = next(held)
+            key = kept[:4]
+            account = page.accounts[key]  # type: ignore[index]
+            if kept.amount != leg.amount or kept.budget != leg.budget:
+                raise BrokenPromiseError(f"{operation.id} holds {kept}, and asked for {leg}")
+            if leg.enforced:
+                if account.spent + account.held > leg.limit:
+                    raise BrokenPromiseError(
+                        f"{operation.id} was admitted to {leg.budget} of {leg.payer}: spent "
+                        f"{account.spent} + held {account.held} is above the limit, {leg.limit}"
+                    )
+                if leg.limit > self.highest.get(key, 0):
+                    self.highest[key] = leg.limit
+            else:
+                self.highest[key] = NO_LIMIT
+
+    # -- each transaction, before it is saved ---------------------------------------------------
+
+    def saved(
+        self,
+        page: Page,
+        accounts: Mapping[Key, Account],
+        holds: Mapping[str, OpenHold],
+        entries: Mapping[str, Entry],
+    ) -> None:
+        """A batch was applied and will be kept: move it into our books and compare. The mappings
+        are the store before it."""
+        spent, held = self.spent, self.held
+        moved: set[Any] = set(page.touched)
+        for hold in page.opened.values():
+            if hold.id in holds or hold.id in entries:
+                raise BrokenPromiseError(f"{hold.id} was held twice")
+            for leg in hold.legs:
+                key = leg[:4]
+                held[key] = held.get(key, 0) + leg.amount
+                moved.add(key)
+        for hold_id in page.closed:
+            for leg in holds[hold_id].legs:
+                key = leg[:4]
+                held[key] -= leg.amount
+                moved.add(key)
+        for entry in page.written.values():
+            self._entered(entry, page, entries, moved)
+        highest, overran = self.highest, self.overran
+        for key in moved:
+            account = page.accounts[key] if key in page.touched else accounts.get(key)
+            is_spent, is_held = spent.get(key, 0), held.get(key, 0)
+            if (
+                account is None
+                or account.spent != is_spent
+                or account.held != is_held
+                or is_spent + is_held > highest.get(key, 0) + overran.get(key, 0)
+            ):
+                raise BrokenPromiseError(
+                    f"{account}: its entries are {is_spent}, its open holds {is_held}, the highest "
+                    f"limit it ever had {highest.get(key)}, its overruns {overran.get(key, 0)}"
+                )
+
+    def _entered(
+        self, entry: Entry, page: Page, entries: Mapping[str, Entry], moved: set[Any]
+    ) -> None:
+        """A hold ends once, but for a presumed one: the late truth takes its place, once."""
+        spent = self.spent
+        before = entries.get(entry.id)
+        if before is not None:
+            if before.kind != "presumed" or entry.kind != "corrected":
+                raise BrokenPromiseError(f"{entry.id} was {before.kind}, and is {entry.kind}")
+            for old in before.legs:
+                key = old[:4]
+                spent[key] -= old.amount
+                if old.amount > old.held:
+                    self.overran[key] -= old.amount - old.held
+        for leg in entry.legs:
+            key = leg[:4]
+            spent[key] = spent.get(key, 0) + leg.amount
+            if leg.amount > leg.held:
+                self.overran[key] = self.overran.get(key, 0) + leg.amount - leg.held
+            moved.add(key)
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def close(
+        self,
+        accounts: Mapping[Key, Account],
+        holds: Mapping[str, OpenHold],
+        entries: Iterable[Entry],
+    ) -> None:
+        """All deadlines have passed: nothing is held, and every account is its entries, added up
+        anew."""
+        if holds:
+            raise BrokenPromiseError(f"still open after all deadlines: {sorted(holds)}")
+        sums: dict[Any, int] = {}
+        for entry in entries:
+            for leg in entry.legs:
+                key = leg[:4]
+                sums[key] = sums.get(key, 0) + leg.amount
+        for key, account in accounts.items():
+            if account.held or account.spent != sums.pop(key, 0):
+                raise BrokenPromiseError(f"at the end {account} is not the sum of its entries")
+        if any(sums.values()):
+            raise BrokenPromiseError(f"entries of accounts that are not there: {sums}")
+
+
+def _check_refusal(outcome: Any, page: Page) -> None:
+    """Nothing that fits is refused."""
+    for short in outcome.shortfalls:
+        account = page.accounts.get(Key(short.budget, short.payer, short.window, short.unit))
+        spent, held = (0, 0) if account is None else (account.spent, account.held)
+        if (spent, held) != (short.spent, short.held):
+            raise BrokenPromiseError(f"spent {spent}, held {held}, and this was told: {short}")
+        if spent + held + short.amount <= short.limit:
+            raise BrokenPromiseError(f"refused, and it fits: {short}")
+
+
+def _check_overruns(outcome: Any, entry: Entry) -> None:
+    """What cost more than was held is said, to the step; and nothing else is."""
+    over = 0
+    for leg in entry.legs:
+        if leg.amount > leg.held:
+            over += leg.amount - leg.held
+    for overrun in outcome.overruns:
+        over -= overrun.amount
+    if over:
+        raise BrokenPromiseError(f"overruns of {entry} were told as {outcome.overruns}")
