@@ -561,6 +561,45 @@ def test_an_upstream_that_closes_is_connected_to_anew(tmp_path: Path, close: str
     asyncio.run(story())
 
 
+UNASKED = {
+    "an answer": http("200 OK", b"stale"),
+    "half an answer": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n",
+    "a byte": b"H",
+}
+
+
+@pytest.mark.parametrize("unasked", UNASKED)
+def test_what_comes_unasked_between_two_calls_is_no_answer(tmp_path: Path, unasked: str) -> None:
+    async def story() -> None:
+        at_rest = asyncio.Event()
+
+        async def script(peer: Peer) -> None:
+            await peer.request()
+            await peer.send(http("200 OK", b"ok"))
+            await at_rest.wait()
+            await peer.send(UNASKED[unasked])
+            await peer.gone()
+
+        async with fronting(tmp_path, script) as (rig, upstream), calling(rig) as caller:
+            await caller.send(request("/flat/x"))
+            assert (await caller.answer()).body == b"ok"
+            await rig.until(lambda: _idle(rig))
+            at_rest.set()
+            await rig.until(lambda: not _idle(rig)[0].is_clean)
+            await caller.send(request("/flat/x"))
+            assert (await caller.answer()).body == b"ok"
+            assert upstream.connections == 2
+            assert len(upstream.requests) == 2
+
+    asyncio.run(story())
+
+
+def _idle(rig: Rig) -> list[Any]:
+    """The connections to the upstream that wait for their next call."""
+    pool = rig.app._switchboard._outgoing["flat"]._connector._conns
+    return [wire for kept in pool.values() for wire, _ in kept]
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "POST"])
 @pytest.mark.parametrize("way", ["FIN", "RST"])
 def test_nothing_is_ever_sent_twice(tmp_path: Path, method: str, way: str) -> None:
