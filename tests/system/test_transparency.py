@@ -356,6 +356,21 @@ def test_headers_come_back_in_order_with_every_duplicate(tmp_path: Path) -> None
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("name", ["Content-Length ", "Content-Length  ", "Connection "])
+def test_no_header_with_a_space_before_its_colon_comes_back(tmp_path: Path, name: str) -> None:
+    """Readers differ in what they take for its name, and so in where the answer ends."""
+
+    async def story() -> None:
+        answer = b"HTTP/1.1 200 OK\r\nX-A: 1\r\n" + name.encode() + b": 2\r\n\r\nok"
+        async with fronting(tmp_path, then_close(answer)) as (rig, _):
+            got = await ask(rig, request("/flat/x"))
+            assert (got.body, got.whole) == (b"ok", True)
+            names = [key for key, _ in got.headers]
+            assert names == [b"X-A", b"Transfer-Encoding", b"Date"]
+
+    asyncio.run(story())
+
+
 def test_nothing_is_added_to_an_answer_but_its_date(tmp_path: Path) -> None:
     async def story() -> None:
         async with fronting(tmp_path, answering(OK)) as (rig, _):
