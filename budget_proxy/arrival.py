@@ -17,6 +17,7 @@ import msgspec
 from budget_proxy import credential
 from budget_proxy.call import Call
 from budget_proxy.core import headers as header_rules
+from budget_proxy.core.guards import check_first_lines
 from budget_proxy.core.headers import Index
 from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.reading import Reading
@@ -123,6 +124,9 @@ class Arrivals:
             for route in upstream.tariff.routes
             if (captures := route.captures(call.method, inner.plain)) is not None
         )
+        reading = self._reading(upstream, tuple(route for route, _ in routes))
+        if reading.beside:
+            check_first_lines(reading.beside, inner, call.headers)
         traceparent, retry = marks(headers)
         return Arrival(
             upstream=upstream,
@@ -133,7 +137,7 @@ class Arrivals:
             headers=_seen(upstream, call.headers),
             routes=routes,
             reads_body=any(route.reads_body for route, _ in routes),
-            reading=self._reading(upstream, tuple(route for route, _ in routes)),
+            reading=reading,
             patience_s=patience(headers),
             traceparent=traceparent,
             retry=retry,

@@ -46,6 +46,8 @@ SHUTDOWN_S = 2.0
 """After the grace period: how long a call may take to notice that it is over."""
 WHOLE_BODY_TIMES = 4
 """A body that is read before its hold may take so many times `body_timeout_s` in all."""
+MAX_LENGTH_DIGITS = 18
+"""Of a longer Content-Length the library makes no body at all, or nobody a number."""
 _BODILESS = frozenset({204, 304})
 Story = Callable[[Call], Awaitable[None]]
 
@@ -355,6 +357,9 @@ class _Protocol(RequestHandler):
         server = self._manager
         if not isinstance(server, _Server):
             return False  # it was lost meanwhile
+        if len(message.headers.get("Content-Length", "")) > MAX_LENGTH_DIGITS:
+            self._refuse(400)
+            return False
         self._request_in_progress = True
         call = self.call = IncomingCall(message, content, self, server.limits)
         try:

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
 
 import aiohttp
-from aiohttp import ClientRequest, ClientTimeout
+from aiohttp import ClientRequest, ClientTimeout, hdrs
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
@@ -40,6 +40,8 @@ from budget_proxy.core.house import Timeouts, Upstream
 MAX_HEADER = 32 * 1024
 MAX_STALE = 8
 """Pooled connections that are looked at for one that has nothing unread in it."""
+MAX_LENGTH_DIGITS = 18
+"""A longer Content-Length is one that some readers take for another, or for none."""
 Body = bytes | AsyncIterator[bytes] | None
 _EXPECT_BODY = frozenset({"POST", "PUT", "PATCH"})
 """Methods that say so when they have none (RFC 9110 §8.6): some servers insist."""
@@ -75,6 +77,11 @@ class _Wire(ResponseHandler):
             max_field_size=MAX_HEADER,
         )
 
+    def rest(self) -> None:
+        """Nothing is to come until the next request: what comes all the same, whole or not, is
+        kept unread in the library's tail, which is bounded and makes the connection unclean."""
+        self._parser = None
+
     async def head(self) -> tuple[RawResponseMessage, StreamReader]:
         """The first lines of the answer and its body to come; interim answers are dropped."""
         try:
@@ -96,6 +103,15 @@ class _Wire(ResponseHandler):
 
     def _too_late(self) -> None:
         self.set_exception(_TooLateError())
+
+    def give_up(self, error: Exception) -> None:
+        """Cut the connection; whoever waits for the answer, or for more of it, is told why. Of an
+        answer without a length, too, this is no end."""
+        body = self._payload
+        self.set_exception(error)
+        if body is not None and not body.is_eof():
+            body.set_exception(error)
+        self.abort()
 
     async def drained(self) -> None:
         """Wait until more may be written. Raises ConnectionError."""
@@ -168,8 +184,7 @@ class _Uploading:
             pass  # the answer may be there all the same; if not, the connection says so
         except Exception as error:
             # The upstream must not take what it has for the whole; whoever waits is told why.
-            wire.set_exception(error)
-            wire.abort()
+            wire.give_up(error)
 
     def _write(self, data: bytes) -> None:
         if self._wire.transport is None:
@@ -191,15 +206,16 @@ class UpstreamAnswer:
         message: RawResponseMessage,
         payload: StreamReader,
         connection: Connection,
+        wire: _Wire,
         uploading: _Uploading | None,
         timeouts: Timeouts,
         ends_s: float,
     ) -> None:
         self.head = Head(message.code, message.reason or "", list(message.raw_headers))
-        self._framed = "Content-Length" in message.headers or "Transfer-Encoding" in message.headers
+        self._framed = message.chunked or hdrs.CONTENT_LENGTH in message.headers
         self._content = payload
         self._connection = connection
-        self._wire = connection.protocol
+        self._wire = wire
         self._uploading = uploading
         self._timeouts = timeouts
         self._ends_s = ends_s
@@ -229,12 +245,13 @@ class UpstreamAnswer:
         """Whether what looks like its end was none."""
         if self._framed or isinstance(self._content, EmptyStreamReader):
             return False
-        return isinstance(self._wire, _Wire) and self._wire.broken
+        return self._wire.broken
 
     def close(self) -> None:
         """See `Answer.close`."""
         uploaded = self._uploading is None or self._uploading.is_done
         if uploaded and self._content.is_eof():
+            self._wire.rest()
             self._connection.release()
             return
         if self._uploading is not None:
@@ -296,6 +313,9 @@ class Outgoing:
             message, payload = await wire.head()
             if message.code == 101:
                 raise NoAnswerError("garbage", "the upstream switched protocols unasked")
+            _check_framing(message)
+            timeouts = self.upstream.timeouts
+            return UpstreamAnswer(message, payload, connection, wire, uploading, timeouts, ends_s)
         except BaseException as error:
             if uploading is not None:
                 uploading.stop()
@@ -304,8 +324,6 @@ class Outgoing:
             if told is None:
                 raise
             raise told from error
-        timeouts = self.upstream.timeouts
-        return UpstreamAnswer(message, payload, connection, uploading, timeouts, ends_s)
 
     def _sent(self, wire: _Wire, ends_s: float) -> None:
         """The request is out: from now on the first byte of the answer is waited for."""
@@ -370,6 +388,24 @@ class Outgoing:
     async def close(self) -> None:
         """Close every connection."""
         await self._connector.close()
+
+
+def _check_framing(message: RawResponseMessage) -> None:
+    """Refuse an answer whose end a caller would not find where we found it. Raises
+    NoAnswerError."""
+    headers = message.headers
+    length = headers.get(hdrs.CONTENT_LENGTH)
+    if length is not None:  # then there is no coding: the parser takes one of them only
+        if len(length) > MAX_LENGTH_DIGITS:
+            raise NoAnswerError("garbage", "the upstream's answer has no length that can be read")
+        return
+    codings = headers.getall(hdrs.TRANSFER_ENCODING, ())
+    if codings and not _KNOWN_CODINGS.issuperset(map(str.lower, codings)):
+        # It was not asked for, and is taken off here only if it is chunks.
+        raise NoAnswerError("garbage", "the upstream's answer has an unknown transfer coding")
+
+
+_KNOWN_CODINGS = frozenset({"chunked", "identity"})
 
 
 def _told(error: BaseException) -> NoAnswerError | None:

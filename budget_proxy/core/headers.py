@@ -38,6 +38,7 @@ CREDENTIALS = frozenset(
 BUDGET_KEY = b"x-budget-key"
 _NOT_TO_BE_NAMED = CREDENTIALS | {b"host", b"content-length", b"content-encoding", b"expect"}
 _DROPPED = HOP_BY_HOP | CREDENTIALS | {b"host", b"expect", b"content-length"}
+_SPACE = 0x20
 _TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+\Z")
 _READABLE_CODINGS = frozenset({b"gzip", b"x-gzip", b"deflate", b"identity"})
 
@@ -170,7 +171,9 @@ def readable_codings(headers: Index, *, streamed: bool) -> list[bytes]:
 
 
 def to_caller(headers: HeaderList) -> HeaderList:
-    """The headers of the answer passed on."""
+    """The headers of the answer passed on. The parser takes `Content-Length : 5` and a few more
+    of the headers that frame an answer for what they are, but leaves the space in the name; not
+    every reader would, so they end here like those they stand for (RFC 9112 §5.1)."""
     named = _named(headers)
     dropped = HOP_BY_HOP | named if named else HOP_BY_HOP
-    return [pair for pair in headers if pair[0].lower() not in dropped]
+    return [pair for pair in headers if pair[0].lower() not in dropped and pair[0][-1] != _SPACE]

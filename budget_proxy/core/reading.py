@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
+from budget_proxy.core.guards import beside_the_body, places, tests_of
 from budget_proxy.core.refusal import Reason, refuse
 from budget_proxy.core.spans import DuplicateError, check_guarded
 from budget_proxy.core.tariff import (
@@ -32,7 +33,6 @@ from budget_proxy.core.tariff import (
     Route,
     Shaped,
     Source,
-    Test,
     needle_of,
 )
 
@@ -56,6 +56,8 @@ class Reading:
         self._known = self._guarded | asked
         inner = b"|".join(re.escape(name[1:-1]) for name in sorted(self._known))
         self._pattern = re.compile(rb'"(?:%b)"' % inner, re.IGNORECASE) if inner else None
+        self.beside = beside_the_body(routes)
+        """What is read in the query and the headers."""
         self._narrowed: dict[tuple[str, Names], Route] = {}
 
     def document(self, document: Document, plain: bytes) -> Document:
@@ -116,42 +118,9 @@ def _check(body: bytes, guards: tuple[str, ...]) -> None:
         ) from error
 
 
-def _tests(route: Route) -> Iterator[Test]:
-    yield from route.tests
-    yield from (rule.test for rule in route.unbounded)
-    yield from (test for quantity in route.quantities for test in quantity.possible)
-
-
-def _places(route: Route) -> Iterator[Place]:
-    """Those that a request is read at, but for its tests."""
-    for quantity in route.quantities:
-        yield from _places_of(quantity.before)
-    if route.tier is not None:
-        yield route.tier
-    if route.output is not None:
-        yield from route.output.places
-        if route.output.times is not None:
-            yield from _places_of(route.output.times)
-    if route.streaming is not None:
-        yield route.streaming.when
-
-
-def _places_of(source: Source) -> Iterator[Place]:
-    match source:
-        case Number(places):
-            yield from places
-        case Length(place) | Count(place):
-            yield place
-        case Combined(parts=parts):
-            for part in parts:
-                yield from _places_of(part)
-        case Shaped(source=inner):
-            yield from _places_of(inner)
-
-
 def _needles(route: Route) -> Iterable[bytes]:
-    yield from (test.needle for test in _tests(route))
-    yield from (needle_of(place) for place in _places(route))
+    yield from (test.needle for test in tests_of(route))
+    yield from (needle_of(place) for place in places(route))
     if route.parts:
         yield TYPE
 

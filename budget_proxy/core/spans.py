@@ -16,6 +16,8 @@ from typing import NamedTuple
 import msgspec
 
 _raw_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_raw_elements = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_EVERY = "*"
 _NAME = re.compile(rb'[ \t\r\n,]*("[^"\\]*(?:\\.[^"\\]*)*")[ \t\r\n]*:[ \t\r\n]*', re.DOTALL)
 _END = re.compile(rb"[ \t\r\n]*\}[ \t\r\n]*\Z")
 _BLACK = re.compile(rb"[^ \t\r\n]")
@@ -121,39 +123,60 @@ def check_guarded(body: bytes, guards: Iterable[str]) -> None:
     """Refuse a second or differently cased spelling of a guarded field: parsers differ in which
     one they take, so the price could be read from one and charged by the other.
 
-    Guards are dotted; at most two levels. Raises DuplicateError.
+    Guards are dotted, and guard what they lead through as well; `*` is every element of a list or
+    every member. Raises DuplicateError.
     """
-    top, inner = _levels(tuple(guards))
-    found = members(body)
-    _check_level(found, top, "")
-    if not inner:
-        return
-    for member in found:
-        if member.name in inner:
-            below = members(body[member.start : member.end])
-            _check_level(below, inner[member.name], f"{member.name}.")
+    _check_level(body, _tree(tuple(guards)), "")
+
+
+class _Guarded(NamedTuple):
+    """A guarded name, and the names that are guarded in what it stands for."""
+
+    name: str
+    inner: dict[str, _Guarded]
 
 
 @lru_cache(maxsize=256)
-def _levels(guards: tuple[str, ...]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """The guards of the first level, and of the second by their head; each by its folded name."""
-    top: dict[str, str] = {}
-    inner: dict[str, dict[str, str]] = {}
+def _tree(guards: tuple[str, ...]) -> dict[str, _Guarded]:
+    """The guards, level by level, by their folded names."""
+    top: dict[str, _Guarded] = {}
     for guard in guards:
-        head, _, rest = guard.partition(".")
-        top[head.casefold()] = head
-        if rest:
-            inner.setdefault(head, {})[rest.casefold()] = rest
-    return top, inner
+        level = top
+        for name in guard.split("."):
+            level = level.setdefault(name.casefold(), _Guarded(name, {})).inner
+    return top
 
 
-def _check_level(found: list[Member], folded: dict[str, str], prefix: str) -> None:
+def _check_level(value: bytes, level: dict[str, _Guarded], prefix: str) -> None:
+    found = members(value)
+    every = level.get(_EVERY)
+    if every is not None:
+        below = [value[member.start : member.end] for member in found] or _elements(value)
+        for element in below:
+            _check_level(element, every.inner, f"{prefix}{_EVERY}.")
+    _check_names(found, level, prefix)
+    for member in found:
+        guarded = level.get(member.name.casefold())
+        if guarded is not None and guarded.inner:
+            inner = value[member.start : member.end]
+            _check_level(inner, guarded.inner, f"{prefix}{guarded.name}.")
+
+
+def _elements(value: bytes) -> list[bytes]:
+    """The elements of a list; nothing for anything else."""
+    if not value.lstrip(_SPACE).startswith(b"["):
+        return []
+    return [bytes(element) for element in _raw_elements(value)]
+
+
+def _check_names(found: list[Member], level: dict[str, _Guarded], prefix: str) -> None:
     seen: set[str] = set()
     for member in found:
         name = member.name
-        guard = folded.get(name.casefold())
-        if guard is None:
+        guarded = level.get(name.casefold())
+        if guarded is None or guarded.name == _EVERY:
             continue
+        guard = guarded.name
         if name != guard:
             field = prefix + guard
             raise DuplicateError(field, f"{name!r} is a case variant of {field!r}")

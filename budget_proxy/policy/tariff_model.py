@@ -211,8 +211,8 @@ class RouteEntry(Entry):
     )
     guards: TextList | None = Field(
         None,
-        description="Dotted fields that decide the price: duplicates and case variants of them "
-        "are refused.",
+        description="More dotted fields of which duplicates and case variants are refused. All "
+        "that the tariff reads have it anyhow, but for tests inside a list.",
     )
     unbounded: list[UnboundedEntry] | None = Field(
         None, description="Requests whose cost has no bound; refused unless there is a `floor`."

@@ -15,6 +15,7 @@ from importlib.resources.abc import Traversable
 
 from pydantic import ValidationError
 
+from budget_proxy.core.guards import guards_of
 from budget_proxy.core.tariff import (
     CredentialPlace,
     ModelOverride,
@@ -209,7 +210,9 @@ class _RouteBuilder:
         )
         route = self._with_model(route)
         route = self._with_body(route)
-        return replace(route, reads_body=reads_body(route))
+        if not reads_body(route):
+            return route
+        return replace(route, reads_body=True, guards=guards_of(route))
 
     def _with_model(self, route: Route) -> Route:
         entry, spot = self._entry, self._spot

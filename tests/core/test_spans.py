@@ -198,6 +198,31 @@ def test_what_is_not_guarded_may_be_as_it_is(body: str) -> None:
     check_guarded(body.encode(), GUARDS)
 
 
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ('{"a": {"b": {"c": 1, "c": 2}}}', "a.b.c"),
+        ('{"a": {"b": {"C": 1}}}', "a.b.c"),
+        ('{"a": {"b": {}, "b": {"c": 1}}}', "a.b"),
+        ('{"a": {"B": {"c": 1}}}', "a.b"),
+        ('{"items": [{"n": 1}, {"n": 1, "n": 2}]}', "items.*.n"),
+        ('{"items": [{"n": 1}, {"\\u004e": 2}]}', "items.*.n"),
+        ('{"items": {"x": {"n": 1}, "y": {"N": 2}}}', "items.*.n"),
+        ('{"items": [], "items": [{"n": 1}]}', "items"),
+        ('{"lists": [[1, {"n": 1}], [{"n": 1, "n": 2}]]}', "lists.*.*.n"),
+    ],
+)
+def test_guards_reach_any_depth_and_into_lists(body: str, field: str) -> None:
+    guards = ("a.b.c", "items.*.n", "lists.*.*.n")
+    with pytest.raises(DuplicateError) as caught:
+        check_guarded(body.encode(), guards)
+    assert caught.value.field == field
+    fine = (
+        '{"a": {"b": {"c": 1}}, "items": [{"n": 1}, {"n": 2}, 3, null], "lists": [1, [{"n": 1}]]}'
+    )
+    check_guarded(fine.encode(), guards)
+
+
 def test_depth_costs_no_stack() -> None:
     deep = b"[" * 100_000 + b"]" * 100_000
     body = b'{"a": ' + deep + b', "n": 1, "b": ' + b'{"n":' * 100_000 + b"1" + b"}" * 100_000 + b"}"

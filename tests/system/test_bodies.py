@@ -16,6 +16,7 @@ import pytest
 from harness import chat, running
 from raw_upstream import (
     JSON,
+    PAGE,
     Answer,
     answering,
     ask,
@@ -356,6 +357,47 @@ def test_the_guards_of_every_route_that_may_fit_are_kept(tmp_path: Path) -> None
             body = b'{"mode": "dear", "pages": 9, "pages": 1}'
             assert (await ask(rig, request("/meter/v1/pages", body))).status == 400
             assert upstream.connections == 0
+
+    asyncio.run(story())
+
+
+PLAIN = """
+  plain:
+    url: ${UPSTREAM}
+    credential: ${OURS}
+    tariff:
+      - name: sms
+        match: {method: POST, path: /v1/sms}
+        quantities: {sent: {before: {product: [{count: to, default: 1}, {json: n, default: 1}]}}}
+        price: {sent: 0.01 USD}
+      - name: read
+        match: {method: GET, path: /v1/read}
+        quantities: {pages: {before: {query: max, default: 1}}}
+        price: {pages: 0.01 USD}
+"""
+AMBIGUOUS = {
+    "a list twice": b'{"to": [1, 2, 3], "to": []}',
+    "a number twice": b'{"n": 9, "n": 1}',
+    "a number, escaped": b'{"n": 1, "\\u006e": 9}',
+    "another case": b'{"N": 9}',
+    "both cases": b'{"n": 1, "N": 9}',
+}
+
+
+def test_what_a_tariff_reads_is_guarded_though_it_does_not_say_so(tmp_path: Path) -> None:
+    async def story() -> None:
+        text = policy().replace("services:", PLAIN.lstrip("\n") + "services:")
+        async with fronting(tmp_path, answering(OK), text) as (rig, upstream):
+            for name, body in AMBIGUOUS.items():
+                answer = await ask(rig, request("/plain/v1/sms", body))
+                assert answer.status == 400, name
+                assert "ambiguous" in json.loads(answer.body)["detail"], name
+            for query in ("?max=9&max=1", "?Max=9"):
+                assert (await ask(rig, request(f"/plain/v1/read{query}"))).status == 400
+            assert upstream.connections == 0
+            assert (await ask(rig, request("/plain/v1/sms", b'{"n": 2, "to": [1]}'))).status == 200
+            assert (await ask(rig, request("/plain/v1/read?max=3"))).status == 200
+            assert await spent(rig) == 5 * PAGE
 
     asyncio.run(story())
 

@@ -177,6 +177,8 @@ FORMS = {
     "empty length": (with_header("Content-Length:"), 400),
     "length with _": (with_header("Content-Length: 1_0", b"a" * 10), 400),
     "huge length": (with_header("Content-Length: 1" + "0" * 30), 400),
+    "length of 2**64 - 1": (with_header("Content-Length: 18446744073709551615", b"a"), 400),
+    "length of many digits": (with_header(f"Content-Length: {1:05000}", b"a"), 400),
     # headers
     "Expect: x": (with_header("Expect: x"), 417),
     "websocket": (with_header("Connection: Upgrade\r\nUpgrade: websocket"), 501),
@@ -591,6 +593,43 @@ def test_a_body_that_is_not_framed_is_a_bad_request(tmp_path: Path, target: str)
                     answer = await caller.answer()
                     assert (answer.status, await caller.closed()) == (400, b""), broken
             assert [got for got in upstream.requests if got.whole] == []
+
+    asyncio.run(story())
+
+
+HEADS = {
+    "until the close": b"HTTP/1.1 200 OK\r\n\r\nbegun",
+    "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nbegun\r\n",
+    "length": b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nbegun",
+}
+
+
+@pytest.mark.parametrize("framing", HEADS)
+@pytest.mark.parametrize("broken", [b"", b"zz\r\n"], ids=["too slow", "not framed"])
+def test_an_answer_does_not_look_whole_when_its_upload_fails(
+    tmp_path: Path, framing: str, broken: bytes
+) -> None:
+    """We cut it, and not after its time-out."""
+
+    async def story() -> None:
+        async def script(peer: Peer) -> None:
+            await peer.head()
+            await peer.send(HEADS[framing])
+            await peer.gone()
+
+        text = policy("timeouts: {idle: 60s}") + "limits: {body_timeout: 300ms}\n"
+        async with fronting(tmp_path, script, text) as (rig, upstream), calling(rig) as caller:
+            await caller.send(
+                head_only("/flat/upload", "Transfer-Encoding: chunked") + b"1\r\n{\r\n"
+            )
+            head = await caller.head()
+            await caller.send(broken)
+            rest = await caller.closed()
+            assert head.startswith(b"HTTP/1.1 200 OK")
+            assert not rest.endswith(b"0\r\n\r\n"), "a cut answer ended as if it were whole"
+            assert (await ended(rig), await spent(rig)) == ("actual", FLAT)
+            assert rig.calls[0].outcome == "rejected"
+            await rig.until(lambda: upstream.open == 0)
 
     asyncio.run(story())
 

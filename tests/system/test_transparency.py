@@ -356,6 +356,21 @@ def test_headers_come_back_in_order_with_every_duplicate(tmp_path: Path) -> None
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("name", ["Content-Length ", "Content-Length  ", "Connection "])
+def test_no_header_with_a_space_before_its_colon_comes_back(tmp_path: Path, name: str) -> None:
+    """Readers differ in what they take for its name, and so in where the answer ends."""
+
+    async def story() -> None:
+        answer = b"HTTP/1.1 200 OK\r\nX-A: 1\r\n" + name.encode() + b": 2\r\n\r\nok"
+        async with fronting(tmp_path, then_close(answer)) as (rig, _):
+            got = await ask(rig, request("/flat/x"))
+            assert (got.body, got.whole) == (b"ok", True)
+            names = [key for key, _ in got.headers]
+            assert names == [b"X-A", b"Transfer-Encoding", b"Date"]
+
+    asyncio.run(story())
+
+
 def test_nothing_is_added_to_an_answer_but_its_date(tmp_path: Path) -> None:
     async def story() -> None:
         async with fronting(tmp_path, answering(OK)) as (rig, _):
@@ -559,6 +574,45 @@ def test_an_upstream_that_closes_is_connected_to_anew(tmp_path: Path, close: str
             assert upstream.connections == 3
 
     asyncio.run(story())
+
+
+UNASKED = {
+    "an answer": http("200 OK", b"stale"),
+    "half an answer": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n",
+    "a byte": b"H",
+}
+
+
+@pytest.mark.parametrize("unasked", UNASKED)
+def test_what_comes_unasked_between_two_calls_is_no_answer(tmp_path: Path, unasked: str) -> None:
+    async def story() -> None:
+        at_rest = asyncio.Event()
+
+        async def script(peer: Peer) -> None:
+            await peer.request()
+            await peer.send(http("200 OK", b"ok"))
+            await at_rest.wait()
+            await peer.send(UNASKED[unasked])
+            await peer.gone()
+
+        async with fronting(tmp_path, script) as (rig, upstream), calling(rig) as caller:
+            await caller.send(request("/flat/x"))
+            assert (await caller.answer()).body == b"ok"
+            await rig.until(lambda: _idle(rig))
+            at_rest.set()
+            await rig.until(lambda: not _idle(rig)[0].is_clean)
+            await caller.send(request("/flat/x"))
+            assert (await caller.answer()).body == b"ok"
+            assert upstream.connections == 2
+            assert len(upstream.requests) == 2
+
+    asyncio.run(story())
+
+
+def _idle(rig: Rig) -> list[Any]:
+    """The connections to the upstream that wait for their next call."""
+    pool = rig.app._switchboard._outgoing["flat"]._connector._conns
+    return [wire for kept in pool.values() for wire, _ in kept]
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE", "OPTIONS", "POST"])
