@@ -125,7 +125,7 @@ class App:
         tls = _tls(self.house)
         with _naming("listen", self.house.listen):
             self.address = await self._listener.start(self.house.listen, tls)
-        self._spawn("janitor", janitor.keep(ledger, self._commit, self._clock, self._emit))
+        self._spawn("janitor", self._keep_house(ledger))
         freeze()
         self._state = "serving"
 
@@ -177,6 +177,11 @@ class App:
             await self._ledger.close()
         if self._call_log is not None:
             self._call_log.close(LAND_S)
+
+    def _keep_house(self, ledger: SqliteLedger) -> Coroutine[Any, Any, None]:
+        return janitor.keep(
+            ledger, self._commit, self._clock, self._emit, lambda: self.house.retention_s
+        )
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside serving; it takes the place of an earlier task of that name."""
