@@ -192,11 +192,44 @@ def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     for name, explained in (
         ("holds", "print the holds that have not ended, as JSON lines"),
         ("entries", "print the audit trail, oldest first, as JSON lines"),
-        ("check", "check what must always hold; exit 1 where it does not"),
     ):
         command = inner.add_parser(name, help=explained)
         command.add_argument("ledger", type=_ledger_file, help="the ledger file")
         command.set_defaults(command=_LEDGER_COMMANDS[name])
+    _add_audit(inner)
+    _add_export(inner)
+
+
+def _add_audit(inner: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = inner.add_parser(
+        "check",
+        help="check what must always hold; exit 1 where it does not",
+        description="Compare every account of a ledger with its holds and entries, at one point in "
+        "time, also beside a running proxy. Prints a line for each thing that is wrong.",
+    )
+    command.add_argument("ledger", type=_ledger_file, help="the ledger file")
+    command.add_argument("--json", action="store_true", help="print the result as JSON")
+    command.set_defaults(command=_audit)
+
+
+def _add_export(inner: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    command = inner.add_parser(
+        "export",
+        help="write the audit trail, for a spreadsheet or a data base",
+        description="Write the audit trail to standard output, in the order in which the calls "
+        "began, page by page, also beside a running proxy. Amounts are exact decimals.",
+    )
+    command.add_argument("ledger", type=_ledger_file, help="the ledger file")
+    command.add_argument(
+        "--format",
+        choices=("csv", "jsonl"),
+        default="csv",
+        help="csv (default): a row for each account an entry was posted to; jsonl: a line for "
+        "each entry",
+    )
+    command.add_argument("--since", metavar="TIME", help="as in 2026-11-22; without a zone, UTC")
+    command.add_argument("--until", metavar="TIME", help="the first instant that is left out")
+    command.set_defaults(command=_export)
 
 
 def _helped(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -399,14 +432,57 @@ def _print_lines(what: str) -> Callable[[argparse.Namespace], int]:
             return error.code
         for line in lines:
             print(line)
-        if what == "check" and not lines:
-            print(f"{options.ledger}: ok")
-        return FAILED if what == "check" and lines else OK
+        return OK
 
     return command
 
 
-_LEDGER_COMMANDS = {name: _print_lines(name) for name in ("holds", "entries", "check")}
+_LEDGER_COMMANDS = {name: _print_lines(name) for name in ("holds", "entries")}
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from budget_proxy import upkeep  # noqa: PLC0415
+
+    try:
+        findings = asyncio.run(upkeep.audit(options.ledger))
+    except upkeep.CannotError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    if options.json:
+        print(json.dumps({"ok": not findings, "findings": findings}, indent=2))
+    else:
+        for line in findings or [f"{options.ledger}: ok"]:
+            print(line)
+    return FAILED if findings else OK
+
+
+def _export(options: argparse.Namespace) -> int:
+    from budget_proxy import export, upkeep  # noqa: PLC0415
+
+    try:
+        since_s, until_s = (
+            None if text is None else export.instant(text)
+            for text in (options.since, options.until)
+        )
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return WRONG
+    wanted = export.Wanted(options.format, since_s, until_s)
+    told = sys.stderr is not None and sys.stderr.isatty()
+
+    def progress(entries: int) -> None:
+        if told:
+            print(f"\r{entries:,} entries read", end="", file=sys.stderr, flush=True)
+
+    try:
+        asyncio.run(upkeep.write_entries(options.ledger, wanted, sys.stdout.write, progress))
+    except upkeep.CannotError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    finally:
+        if told:
+            print(file=sys.stderr)
+    return OK
 
 
 if __name__ == "__main__":

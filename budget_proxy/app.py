@@ -154,8 +154,7 @@ class App:
         if self._answers:
             self._listen(listening)
         if self._keeps:
-            keeping = janitor.keep(self._ledger, self._commit, self._clock, self._emit)
-            self._spawn("janitor", keeping)
+            self._spawn("janitor", self._keep_house(self._ledger))
         freeze()
         self._state = "serving"
 
@@ -249,6 +248,11 @@ class App:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAND_S):
                 await self._commit.settled()
+
+    def _keep_house(self, ledger: SqliteLedger) -> Coroutine[Any, Any, None]:
+        return janitor.keep(
+            ledger, self._commit, self._clock, self._emit, lambda: self.house.retention_s
+        )
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside serving; it takes the place of an earlier task of that name."""

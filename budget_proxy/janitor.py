@@ -1,6 +1,8 @@
-"""The upkeep of a ledger: holds nobody will end any more, and the promises checked on live data.
+"""The upkeep of a ledger: holds nobody will end any more, the promises checked on live data, and
+what is past its retention forgotten.
 
-Nothing depends on this running in time: a hold that is overdue is only kept too long.
+Nothing depends on this running in time: a hold that is overdue is only kept too long. Several may
+do it at once for one ledger: each step is a transaction that looks for itself what is left to do.
 """
 
 from __future__ import annotations
@@ -12,12 +14,21 @@ from typing import Literal
 
 from budget_proxy.core.book import Ended, OpenHold, Outcome, Presume
 from budget_proxy.core.events import Event, HoldPresumed, InvariantBroken
+from budget_proxy.core.retention import BEFORE_CALLS
+from budget_proxy.folding import sums
 from budget_proxy.ledgers import Clock, Ledger, LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.records import upstream_of
 
 logger = logging.getLogger(__name__)
 PERIOD_S = 5.0
+STEP_ROWS = 200
+"""Rows of one transaction while forgetting: some milliseconds, between the commits of calls."""
+STEPS = 50
+"""Transactions of one pass."""
+STEP_PAUSE_S = 0.02
+REST_S = 600.0
+"""How long after a walk through all that is old the next one begins."""
 
 
 async def recover(
@@ -41,14 +52,52 @@ async def sweep(
         emit(InvariantBroken(broken))
 
 
+class Forgetting:
+    """Walks through what is past its retention, a bounded number of steps at a time."""
+
+    def __init__(self, ledger: Ledger, retention_s: Callable[[], float], clock: Clock) -> None:
+        self._ledger = ledger
+        self._retention_s = retention_s
+        self._clock = clock
+        self._after = BEFORE_CALLS
+        self._rests_until_s = 0.0
+
+    async def step_on(self) -> None:
+        """One pass: first accounts, whose entries may go only after them. Raises
+        LedgerDownError."""
+        if self._clock() < self._rests_until_s:
+            return
+        before_s = self._clock() - self._retention_s()
+        for _ in range(STEPS):
+            if await self._step(before_s):
+                self._after = BEFORE_CALLS
+                self._rests_until_s = self._clock() + REST_S
+                return
+            await asyncio.sleep(STEP_PAUSE_S)
+
+    async def _step(self, before_s: float) -> bool:
+        """One transaction; whether it was the last one."""
+        if await self._ledger.forget(before_s, STEP_ROWS):
+            return False
+        last = await self._ledger.fold(before_s, self._after, STEP_ROWS, sums)
+        self._after = last or self._after
+        return last is None
+
+
 async def keep(
-    ledger: Ledger, commit: GroupCommit, clock: Clock, emit: Callable[[Event], None]
+    ledger: Ledger,
+    commit: GroupCommit,
+    clock: Clock,
+    emit: Callable[[Event], None],
+    retention_s: Callable[[], float],
 ) -> None:
-    """Sweep for ever."""
+    """Sweep and forget for ever."""
+    forgetting = Forgetting(ledger, retention_s, clock)
     while True:
         await asyncio.sleep(PERIOD_S)
         try:
             await sweep(ledger, commit, clock, emit)
+            await forgetting.step_on()
         except LedgerDownError as error:
             logger.warning("the ledger could not be swept: %s", error)
         except Exception as error:

@@ -1,7 +1,7 @@
 """What the ledger keeps of a call beside the money: who, what and how it was priced, as JSON.
 
-Read again by `opening`, by `relearning` and by people. Forbidden here: keys, bodies, anything a
-caller typed but the model's name.
+Read again by `opening`, `relearning` and `folding`, and by people. Forbidden here: keys, bodies,
+anything a caller typed but the model's name.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Result(msgspec.Struct, omit_defaults=True):
     amounts: dict[str, int] = {}
     """The actuals by unit; nanos for currencies."""
     status: int = 0
+    calls: int = 0
+    """How many calls a sum of old ones stands for."""
 
 
 _about = msgspec.json.Decoder(About).decode
@@ -121,6 +123,38 @@ def lesson_of(entry: Entry) -> Lesson | None:
         return None
     of = Class(call.upstream, call.route, call.model)
     return Lesson(of, call.ceiling or call.estimate, _result(entry.result).amounts)
+
+
+class Sum(NamedTuple):
+    """What calls cost together, by unit, and how many they were."""
+
+    amounts: Mapping[str, int]
+    calls: int
+
+
+def sum_of(entry: Entry) -> Sum:
+    """What one entry stands for: a call, a correction, or the sum of many."""
+    calls = _result(entry.result).calls or 1
+    return Sum({}, calls) if entry.kind == "adjusted" else Sum(amounts_of(entry), calls)
+
+
+def result_of_sum(found: Sum) -> bytes:
+    """The record of the end of many."""
+    return _encode(Result(dict(found.amounts), calls=found.calls))
+
+
+def about_sum(entry: Entry) -> bytes:
+    """What is kept of who and what when an old entry is summed up."""
+    if entry.kind == "adjusted":
+        return about_correction("budget-proxy", "sum of old corrections")
+    call = _about(entry.about)
+    kept = About(call.service, call.labels, call.upstream, call.route, call.model)
+    return _encode(kept)
+
+
+def kind_of_call(about: bytes) -> Any:
+    """What calls of one kind have in common, to compare."""
+    return msgspec.to_builtins(_about(about))
 
 
 def readable(entry: Entry) -> dict[str, Any]:

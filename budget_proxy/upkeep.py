@@ -19,6 +19,7 @@ from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.money import exact
 from budget_proxy.correction import adjusted_account, correction_for
+from budget_proxy.export import PAGE_S, Wanted, export
 from budget_proxy.ledgers import Ledger, LedgerDownError, LedgerRefusedError, ledger_path
 from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.records import readable
@@ -29,6 +30,8 @@ EXPORT_S = 600.0
 """How long reading all that a ledger has may take."""
 MAX_PROBLEM = 4096
 """Bytes of an error's body that are read."""
+FINDINGS = 1000
+"""How many things that are wrong are named; the first ones tell."""
 T = TypeVar("T")
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -50,9 +53,11 @@ def _must_be_there(path: Path) -> None:
         )
 
 
-async def _read(path: Path, question: Callable[[Ledger], Awaitable[T]], within_s: float) -> T:
+async def _read(
+    path: Path, question: Callable[[Ledger], Awaitable[T]], within_s: float | None
+) -> T:
     """Ask a ledger file something, without a lock and without a change to it. Raises CannotError,
-    also after `within_s`."""
+    also after `within_s` (None: the question has deadlines of its own)."""
     _must_be_there(path)
     try:
         ledger = SqliteLedger.open_to_read(path)
@@ -64,8 +69,8 @@ async def _read(path: Path, question: Callable[[Ledger], Awaitable[T]], within_s
         raise CannotError(str(error), 1) from error
     except TimeoutError as error:
         raise CannotError(
-            f"{path} was not read within {within_s:g} s: a disk or another program keeps it, or "
-            "it is very long. Try again, or ask the running proxy (status --admin URL)",
+            f"{path} was not read within {within_s or PAGE_S:g} s: a disk or another program keeps "
+            "it, or it is very long. Try again, or ask the running proxy (status --admin URL)",
             1,
         ) from error
 
@@ -188,12 +193,22 @@ async def adjust(
     return adjusted_account(outcome, house).as_json()
 
 
+async def audit(path: Path) -> list[str]:
+    """What breaks a promise anywhere in a ledger file: the first FINDINGS. Raises CannotError."""
+    return await _read(path, lambda ledger: ledger.audit(FINDINGS), EXPORT_S)
+
+
+async def write_entries(
+    path: Path, wanted: Wanted, write: Callable[[str], object], progress: Callable[[int], object]
+) -> None:
+    """Write the audit trail. Raises CannotError."""
+    await _read(path, lambda ledger: export(ledger, wanted, write, progress), None)
+
+
 async def lines(path: Path, what: str) -> list[str]:
-    """`holds` or `entries` as JSON lines, or what `check` finds wrong. Raises CannotError."""
+    """`holds` or `entries` as JSON lines. Raises CannotError."""
 
     async def read(ledger: Ledger) -> list[str]:
-        if what == "check":
-            return await ledger.check()
         if what == "entries":
             return [json.dumps(readable(entry)) for entry in await ledger.entries(0)]
         return [json.dumps(_plain_hold(hold)) for hold in await ledger.holds()]

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from types import ModuleType
 from typing import Any
 
 from budget_proxy.core import book as real_book
-from budget_proxy.ledgers import BudgetRow, LedgerDownError
+from budget_proxy.core import retention
+from budget_proxy.core.audit import audit
+from budget_proxy.core.book import Key
+from budget_proxy.ledgers import BudgetRow, LedgerDownError, Sums
 
 
 class MemoryLedger:
@@ -80,6 +84,33 @@ class MemoryLedger:
     async def recent(self, most: int) -> list[Any]:
         return [self.kept_entries[entry_id] for entry_id in sorted(self.kept_entries)[-most:]]
 
+    async def page(self, after: str, most: int) -> list[Any]:
+        found = sorted(entry_id for entry_id in self.kept_entries if entry_id > after)
+        return [self.kept_entries[entry_id] for entry_id in found[:most]]
+
+    async def forget(self, before_s: float, most: int) -> int:
+        old = [
+            key
+            for key, account in self.kept_accounts.items()
+            if account.end_s is not None and account.end_s < before_s and not account.held
+        ]
+        for key in old[:most]:
+            del self.kept_accounts[key]
+        return len(old[:most])
+
+    async def fold(self, before_s: float, after: str, most: int, sums: Sums) -> str | None:
+        last_id = retention.last_id(before_s)
+        seen = [entry for entry in await self.page(after, most) if entry.id < last_id]
+        there = self.kept_accounts.keys()
+        old = [entry for entry in seen if retention.may_go(entry, before_s, there)]
+        folded = sums(old)
+        ids = {entry.id for entry in folded}
+        before = [entry for name, entry in self.kept_entries.items() if name in ids]
+        for entry in old:
+            del self.kept_entries[entry.id]
+        self.kept_entries.update({entry.id: entry for entry in sums([*before, *folded])})
+        return seen[-1].id if len(seen) == most else None
+
     async def budgets(self) -> list[BudgetRow]:
         return [BudgetRow(*row) for row in self.shapes.items()]
 
@@ -97,6 +128,14 @@ class MemoryLedger:
             for key, account in self.kept_accounts.items()
             if account.held != kept.get(key, 0)
         ]
+
+    async def audit(self, most: int) -> list[str]:
+        self._must_be_open()
+        holds, entries = self.kept_holds.values(), self.kept_entries.values()
+        held = sorted((leg.key, leg.amount) for hold in holds for leg in hold.legs)
+        posted = sorted((Key(*leg[:4]), leg.amount) for entry in entries for leg in entry.legs)
+        accounts = [self.kept_accounts[key] for key in sorted(self.kept_accounts)]
+        return list(islice(audit(accounts, held, posted), most))
 
     async def close(self) -> None:
         self.closed = True

@@ -4,7 +4,9 @@ wrong; one readable message, and never a traceback."""
 from __future__ import annotations
 
 import asyncio
+import csv
 import fcntl
+import io
 import json
 import os
 import re
@@ -434,12 +436,42 @@ def test_holds_and_entries_are_json_lines(shell: Shell) -> None:
 
 def test_ledger_check_finds_what_is_wrong(shell: Shell) -> None:
     assert shell.fine("ledger", "check", "ledger.db") == "ledger.db: ok\n"
+    assert json.loads(shell.fine("ledger", "check", "ledger.db", "--json")) == {
+        "ok": True,
+        "findings": [],
+    }
     with sqlite3.connect(shell.folder / "ledger.db") as db:
         db.execute("UPDATE accounts SET held = held + 1")
     db.close()
     code, out, err = shell("ledger", "check", "ledger.db")
     assert (code, err) == (1, "")
-    assert "holds 100000001, its open holds 100000000" in out
+    assert out == (
+        "account 'cap' of '(all)' (total, USD) holds 0.100000001 USD, its open holds 0.1 USD\n"
+    )
+    code, out, err = shell("ledger", "check", "--json", "ledger.db")
+    assert (code, err) == (1, "")
+    assert json.loads(out)["ok"] is False
+    assert len(json.loads(out)["findings"]) == 1
+
+
+def test_the_audit_trail_is_exported_as_a_table_and_as_json_lines(shell: Shell) -> None:
+    (row,) = csv.DictReader(io.StringIO(shell.fine("ledger", "export", "ledger.db")))
+    assert (row["id"], row["kind"], row["rule"], row["service"]) == (
+        *("one", "settled", "actual", "tests"),
+    )
+    assert (row["budget"], row["payer"], row["window"], row["unit"]) == (
+        *("cap", "(all)", "total", "USD"),
+    )
+    assert (row["held"], row["amount"]) == ("0.4", "0.3")
+    lines = shell.fine("ledger", "export", "ledger.db", "--format", "jsonl").splitlines()
+    (entry,) = map(json.loads, lines)
+    assert entry["amounts"] == {"USD": "0.3"}
+    assert entry["budgets"][0]["amount"] == "0.3"
+    later = shell.fine("ledger", "export", "ledger.db", "--since", "9000-01-01")
+    assert later.splitlines() == [",".join(row)], "the names of the columns alone"
+    code, out, err = shell("ledger", "export", "ledger.db", "--until", "tomorrow")
+    assert (code, out) == (2, "")
+    assert "'tomorrow' is not a time" in err
 
 
 def adjust(*words: str, reason: str = "a test") -> tuple[str, ...]:
@@ -466,6 +498,10 @@ def test_a_person_corrects_an_account(shell: Shell, amount: str, spent: str) -> 
     assert entry["why"] == "a crash on Monday"
     assert entry["who"]
     assert shell.fine("ledger", "check", "ledger.db") == "ledger.db: ok\n"
+    assert json.loads(shell.fine("ledger", "check", "ledger.db", "--json")) == {
+        "ok": True,
+        "findings": [],
+    }
 
 
 ADJUST_WRONG: list[tuple[tuple[str, ...], str]] = [

@@ -413,7 +413,7 @@ def command_lines() -> Iterator[tuple[str, Mapping[str, str], list[str]]]:
             if kind != "sh":
                 continue
             for line in text.replace("\\\n", " ").splitlines():
-                for part in re.split(r"&&|\|", line.partition(" #")[0]):
+                for part in re.split(r"&&|\||>", line.partition(" #")[0]):
                     words = shlex.split(part, comments=True)
                     given = dict(w.split("=", 1) for w in words if re.match(r"[A-Z_]+=", w))
                     words = words[len(given) :]

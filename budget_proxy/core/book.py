@@ -132,7 +132,8 @@ class EntryLeg(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """One line of the audit trail; never changed, but for `presumed` → `corrected`."""
+    """One line of the audit trail; never changed, but for `presumed` → `corrected`, and summed up
+    at the end of its retention."""
 
     id: str
     at_s: float

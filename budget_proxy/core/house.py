@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from budget_proxy.core.budget import Budget
+from budget_proxy.core.retention import RETENTION_S
 from budget_proxy.core.tariff import ModelPrices, Tariff
 
 Priority = Literal["high", "normal", "low"]
@@ -121,6 +122,8 @@ class House:
     hosts: tuple[str, ...] = ()
     """Host names served; empty: any well-formed one."""
     metrics_max_accounts: int = 1000
+    retention_s: float = RETENTION_S
+    """How long the ledger keeps entries, and accounts whose window has ended."""
     services_by_digest: Mapping[bytes, Service] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

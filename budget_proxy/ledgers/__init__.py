@@ -23,6 +23,8 @@ from budget_proxy.core.book import (
 SQLITE = "sqlite:///"
 Clock = Callable[[], float]
 """Epoch seconds."""
+Sums = Callable[[Iterable[Entry]], Sequence[Entry]]
+"""What takes the place of old entries. Of sums of sums, too: their ids are those of their kind."""
 
 
 def ledger_path(url: str) -> Path:
@@ -70,6 +72,19 @@ class Ledger(Protocol):
         """The last entries by their ids, which rise with time: at most so many, oldest first, at
         a cost that does not grow with the ledger. Raises LedgerDownError."""
 
+    async def page(self, after: str, most: int) -> list[Entry]:
+        """The entries whose ids follow this one, in the order of ids: at most so many, at a cost
+        that does not grow with the ledger. Raises LedgerDownError."""
+
+    async def forget(self, before_s: float, most: int) -> int:
+        """Delete accounts whose window ended before an instant and in which nothing is held, at
+        most so many, in one transaction; how many it were. Raises LedgerDownError."""
+
+    async def fold(self, before_s: float, after: str, most: int, sums: Sums) -> str | None:
+        """Look at the entries with ids after this one and up to `retention.last_id`, at most so
+        many, and replace those that `retention.may_go` by their sums, in one transaction. The last
+        id it looked at; None: there are no more. Raises LedgerDownError."""
+
     async def budgets(self) -> list[BudgetRow]:
         """The budgets this ledger has served. Raises LedgerDownError."""
 
@@ -79,6 +94,10 @@ class Ledger(Protocol):
     async def check(self) -> list[str]:
         """What in the store breaks a promise; empty, or something is wrong. Raises
         LedgerDownError."""
+
+    async def audit(self, most: int) -> list[str]:
+        """The same over the whole store (`core.audit`), at one point in time and in bounded
+        memory, however long that takes: at most so many findings. Raises LedgerDownError."""
 
     async def close(self) -> None:
         """Give up every lock and handle."""

@@ -24,6 +24,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import itertools
 import os
 import queue
 import re
@@ -38,7 +39,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from budget_proxy.core import book
+from budget_proxy.core import book, retention
+from budget_proxy.core.audit import Posting, audit
 from budget_proxy.core.book import (
     Account,
     AccountState,
@@ -53,7 +55,7 @@ from budget_proxy.core.book import (
     Page,
     Short,
 )
-from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError, LedgerRefusedError
+from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError, LedgerRefusedError, Sums
 from budget_proxy.ledgers.upgrade import upgrade
 from budget_proxy.ledgers.wal import WriteAheadLog
 
@@ -104,6 +106,12 @@ _LOAD_ACCOUNTS = (
 _IDS = "WHERE id IN (SELECT value FROM json_each(?))"
 _LOAD_HOLDS = f"SELECT id, owner, at_s, deadline_s, legs, about FROM holds {_IDS}"  # noqa: S608
 _LOAD_ENTRIES = f"SELECT id, at_s, kind, rule, legs, about, result FROM entries {_IDS}"  # noqa: S608
+_READABLE = "json_valid(CAST(legs AS TEXT))"
+_LEGS = f"json_each(CASE WHEN {_READABLE} THEN CAST(legs AS TEXT) ELSE '[]' END)"
+_LEG_KEY = ", ".join(f"coalesce(value ->> {place}, '')" for place in range(4))
+# SQLite sorts what is larger than its cache on the disk.
+_HELD = f"SELECT {_LEG_KEY}, value ->> 4 FROM holds, {_LEGS} ORDER BY 1, 2, 3, 4"  # noqa: S608
+_POSTED = f"SELECT {_LEG_KEY}, value ->> 5 FROM entries, {_LEGS} ORDER BY 1, 2, 3, 4"  # noqa: S608
 _PASSING = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL))
 """Errors that say that another program was in the way."""
 _ESCAPED = re.compile(r"\\([0-7]{3})")
@@ -261,6 +269,18 @@ class SqliteLedger:
         """See `Ledger.recent`."""
         return await self._reading(lambda: self._read_recent(most))
 
+    async def page(self, after: str, most: int) -> list[Entry]:
+        """See `Ledger.page`."""
+        return await self._reading(lambda: self._read_page(after, most))
+
+    async def forget(self, before_s: float, most: int) -> int:
+        """See `Ledger.forget`."""
+        return await self._reading(lambda: self._forget_accounts(before_s, most))
+
+    async def fold(self, before_s: float, after: str, most: int, sums: Sums) -> str | None:
+        """See `Ledger.fold`."""
+        return await self._reading(lambda: self._fold(before_s, after, most, sums))
+
     async def budgets(self) -> list[BudgetRow]:
         """See `Ledger.budgets`."""
         return await self._reading(self._read_budgets)
@@ -273,6 +293,10 @@ class SqliteLedger:
     async def check(self) -> list[str]:
         """See `Ledger.check`."""
         return await self._reading(self._check)
+
+    async def audit(self, most: int) -> list[str]:
+        """See `Ledger.audit`."""
+        return await self._reading(lambda: self._audit(most))
 
     async def close(self) -> None:
         """See `Ledger.close`."""
@@ -529,18 +553,68 @@ class SqliteLedger:
             self._log.closed()
         self._memory = _Memory()
 
-    def _save_budgets(self, rows: list[BudgetRow]) -> None:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction beside those of `commit`. Only in the thread."""
         self._must_be_writable()
         with self._write_lock():
             db = self._connection()
             self._look_at_log()
             db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                self._sync()
+            except BaseException:
+                self._undo()
+                raise
+
+    def _save_budgets(self, rows: list[BudgetRow]) -> None:
+        with self._writing() as db:
             db.executemany(
                 "INSERT INTO budgets (name, shape) VALUES (?, ?) "
                 "ON CONFLICT DO UPDATE SET shape = excluded.shape",
                 rows,
             )
-            self._sync()
+
+    # -- forgetting: short transactions, between commits -------------------------------------------
+
+    def _forget_accounts(self, before_s: float, most: int) -> int:
+        found = self._rows(
+            "SELECT budget, payer, window, unit FROM accounts WHERE end_s < ? AND held = 0 LIMIT ?",
+            before_s,
+            most,
+        )
+        if not found:
+            return 0
+        with self._writing() as db:
+            # Again under the lock: a hold that ends late may be on its way into one of them.
+            deleted = db.executemany(
+                "DELETE FROM accounts WHERE budget = ? AND payer = ? AND window = ? AND unit = ? "
+                "AND held = 0",
+                found,
+            ).rowcount
+        self._memory = _Memory()
+        return deleted
+
+    def _fold(self, before_s: float, after: str, most: int, sums: Sums) -> str | None:
+        last_id = retention.last_id(before_s)
+        seen = self._read_page(after, most, last_id)
+        if self._old(seen, before_s):
+            with self._writing() as db:
+                seen = self._read_page(after, most, last_id)
+                old = self._old(seen, before_s)
+                folded = sums(old)
+                ids = _encode([entry.id for entry in folded])
+                before = [_entry(row) for row in db.execute(_LOAD_ENTRIES, (ids,))]
+                db.executemany("DELETE FROM entries WHERE id = ?", [(entry.id,) for entry in old])
+                _save_entries(db, sums([*before, *folded]))
+        return seen[-1].id if len(seen) == most else None
+
+    def _old(self, entries: Sequence[Entry], before_s: float) -> list[Entry]:
+        wanted = {key for entry in entries for key in retention.accounts_of(entry)}
+        rows = self._rows(_LOAD_ACCOUNTS, _encode(sorted(wanted))) if wanted else []
+        there = {_account(row).key for row in rows}
+        return [entry for entry in entries if retention.may_go(entry, before_s, there)]
 
     # -- reading ---------------------------------------------------------------------------------
 
@@ -583,6 +657,44 @@ class SqliteLedger:
             most,
         )
         return [_entry(row) for row in reversed(rows)]
+
+    def _read_page(self, after: str, most: int, last_id: str | None = None) -> list[Entry]:
+        bound, last = ("AND id < ? ", (last_id,)) if last_id is not None else ("", ())
+        rows = self._rows(
+            "SELECT id, at_s, kind, rule, legs, about, result FROM entries "  # noqa: S608
+            f"WHERE id > ? {bound}ORDER BY id LIMIT ?",
+            after,
+            *last,
+            most,
+        )
+        return [_entry(row) for row in rows]
+
+    def _audit(self, most: int) -> list[str]:
+        self._rows("BEGIN")
+        try:
+            return list(itertools.islice(self._findings(), most))
+        finally:
+            self._rows("COMMIT")
+
+    def _findings(self) -> Iterator[str]:
+        for (said,) in self._stream("PRAGMA quick_check"):
+            if said != "ok":
+                yield f"the file is damaged: {said}"
+        for table in ("holds", "entries"):
+            unread = f"SELECT id FROM {table} WHERE NOT {_READABLE}"  # noqa: S608
+            yield from (f"{row[0]} in {table} cannot be read" for row in self._stream(unread))
+        both = "SELECT holds.id FROM holds JOIN entries USING (id)"
+        yield from (f"hold {row[0]} is open, and has ended" for row in self._stream(both))
+        in_order = f"SELECT {_ACCOUNT} FROM accounts ORDER BY budget, payer, window, unit"  # noqa: S608
+        accounts = (_account(row) for row in self._stream(in_order))
+        yield from audit(accounts, self._postings(_HELD), self._postings(_POSTED))
+
+    def _postings(self, query: str) -> Iterator[Posting]:
+        return ((Key(*row[:4]), row[4] or 0) for row in self._stream(query))
+
+    def _stream(self, query: str) -> Iterator[Any]:
+        assert self._db is not None, "a transaction is open"
+        return self._db.execute(query)
 
     def _check(self) -> list[str]:
         """Every account holds what its open holds keep in it, read at one point in time."""
@@ -704,6 +816,10 @@ def _save(db: sqlite3.Connection, page: Page) -> None:
         ],
     )
     db.executemany("DELETE FROM holds WHERE id = ?", [(hold_id,) for hold_id in page.closed])
+    _save_entries(db, page.written.values())
+
+
+def _save_entries(db: sqlite3.Connection, entries: Iterable[Entry]) -> None:
     db.executemany(
         "INSERT OR REPLACE INTO entries (id, at_s, kind, rule, legs, about, result) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -717,7 +833,7 @@ def _save(db: sqlite3.Connection, page: Page) -> None:
                 entry.about,
                 entry.result,
             )
-            for entry in page.written.values()
+            for entry in entries
         ],
     )
 

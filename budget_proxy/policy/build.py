@@ -18,6 +18,7 @@ from pydantic import ValidationError
 
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.house import House, Limits, Service, Tls, Upstream, Waiting
+from budget_proxy.core.retention import RETENTION_S
 from budget_proxy.policy.budgets import Scope, build_budget, check_together, with_bodies
 from budget_proxy.policy.effective import warned
 from budget_proxy.policy.mistakes import Mistake, PolicyError, listed, quoted, suggest
@@ -197,6 +198,7 @@ class _Builder:
             admin_token=self._admin_token(admin[0]),
             hosts=hosts,
             **self._metrics(),
+            retention_s=RETENTION_S if entry.retention is None else entry.retention,
         )
 
     def _named(self, section: str) -> frozenset[str]:

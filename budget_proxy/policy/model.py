@@ -21,6 +21,7 @@ from budget_proxy.policy.values import (
     MAPPING,
     TEXT,
     Count,
+    Days,
     Flag,
     Money,
     Positive,
@@ -261,6 +262,11 @@ class PolicyEntry(Entry):
     )
     hosts: Texts | None = Field(None, description="Host names served; none: any.")
     metrics: MetricsEntry | None = Field(None, description="Bounds of the metrics.")
+    retention: Days | None = Field(
+        None,
+        description="How long the ledger keeps entries, and accounts whose window has ended; at "
+        "least 367d. Default 400d.",
+    )
 
 
 SECTIONS = ("upstreams", "services", "budgets")

@@ -14,16 +14,19 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import AfterValidator, Discriminator, PlainValidator, Tag, WithJsonSchema
 
 from budget_proxy.core.money import AmountError, is_currency, parse_amount, parse_price, show
+from budget_proxy.core.retention import DAY_S, MIN_RETENTION_S
 from budget_proxy.policy.mistakes import quoted, suggest
 
 MAX_COUNT = 10**12
 _MAX_DURATION_S = 366 * 24 * 3600
+MAX_RETENTION_S = 36_500 * DAY_S
 _MAX_FIGURE = 100
 """Characters of an amount or a price; beyond, patterns would take their time."""
 
 _NUMBER = re.compile(r"\s*[+-]?[0-9][0-9_]*(?:\.[0-9]+)?\s*\Z")
 _COUNT = re.compile(r"[0-9]{1,3}(?:_[0-9]{3})+\Z|[0-9]+\Z")
 _DURATION = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h|d)\Z")
+_DAYS = re.compile(r"([0-9]{1,9})\s*d\Z")
 _SECONDS = {
     "ms": Decimal("0.001"),
     "s": Decimal(1),
@@ -162,6 +165,22 @@ def read_seconds(value: object) -> float:
     return float(seconds)
 
 
+def read_retention(value: object) -> float:
+    """`400d` in seconds; long enough for a budget per year to find its window's entries."""
+    text = read_filled(value)
+    match = _DAYS.match(text)
+    if match is None:
+        raise ValueError(f"{quoted(text)} is not a number of days; write one as in 400d")
+    days = int(match[1])
+    if not MIN_RETENTION_S <= days * DAY_S <= MAX_RETENTION_S:
+        least, most = MIN_RETENTION_S // DAY_S, MAX_RETENTION_S // DAY_S
+        raise ValueError(
+            f"{quoted(text)} must be {least}d to {most}d: a budget per year that is new counts "
+            "the entries of its whole window"
+        )
+    return float(days * DAY_S)
+
+
 def read_time(value: object) -> float:
     """A duration of more than nothing."""
     seconds = read_seconds(value)
@@ -249,6 +268,7 @@ Seconds = Annotated[
     PlainValidator(read_time),
     _text_schema(r"^[0-9.]+ ?(ms|s|m|h|d)$", "500ms", "20s", "2m", "1h"),
 ]
+Days = Annotated[float, PlainValidator(read_retention), _text_schema(r"^[0-9]+ ?d$", "400d")]
 SecondsOrNone = Annotated[
     float,
     PlainValidator(read_seconds),

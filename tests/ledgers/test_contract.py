@@ -25,10 +25,14 @@ from budget_proxy.core.book import (
     Settle,
     Short,
 )
+from budget_proxy.core.ids import make_id
+from budget_proxy.core.retention import BEFORE_CALLS
 from budget_proxy.core.window import Span
+from budget_proxy.folding import sums
 from budget_proxy.ledgers import BudgetRow, Clock, Ledger, LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.sqlite import SqliteLedger
+from budget_proxy.records import readable
 
 TOTAL, DAY = Span("total"), Span("day", "Europe/Berlin")
 NOW_S = 1_800_000_000.0
@@ -78,6 +82,7 @@ def told(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
             try:
                 await story(ledger)
                 assert await ledger.check() == []
+                assert await ledger.audit(10) == []
             finally:
                 await ledger.close()
 
@@ -254,6 +259,127 @@ def test_the_last_entries_are_read_oldest_first_and_not_more_than_asked_for(told
         await ledger.commit([hold("id-9")])
         assert [entry.id for entry in await ledger.recent(3)] == ["id-3", "id-4", "id-5"]
         assert sorted(await ledger.recent(9)) == sorted(await ledger.entries(0))
+
+    told(story)
+
+
+def test_entries_are_read_page_by_page_in_the_order_of_their_ids(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        assert await ledger.page("", 3) == []
+        for number in (1, 3, 2, 5, 4):
+            await ledger.commit([hold(f"id-{number}"), settle(f"id-{number}", 1)])
+        read, after = [], ""
+        while page := await ledger.page(after, 2):
+            assert len(page) <= 2
+            read += page
+            after = page[-1].id
+        assert [entry.id for entry in read] == [f"id-{number}" for number in range(1, 6)]
+        assert sorted(read) == sorted(await ledger.entries(0))
+
+    told(story)
+
+
+AGE_S = 400 * 86_400
+
+
+def call(number: int, at_s: float = NOW_S) -> str:
+    """The id of a call of that time."""
+    return make_id(at_s, number)
+
+
+async def forget_all(ledger: Ledger, before_s: float) -> int:
+    """Every account that may go; how many it were."""
+    deleted = 0
+    while found := await ledger.forget(before_s, 2):
+        assert found <= 2
+        deleted += found
+    return deleted
+
+
+async def fold_all(ledger: Ledger, before_s: float) -> None:
+    """Every entry that may go."""
+    after: str | None = BEFORE_CALLS
+    while after is not None:
+        after = await ledger.fold(before_s, after, 2, sums)
+
+
+def test_accounts_are_forgotten_once_their_window_is_long_over_and_nothing_is_held(
+    told: Any,
+) -> None:
+    async def story(ledger: Ledger) -> None:
+        day = [leg(name, 7, span=DAY) for name in "ABCDE"]
+        await ledger.commit([hold(call(1), *day, leg("T", 7)), settle(call(1), 5)])
+        await ledger.commit([hold(call(2), leg("E", 7, span=DAY))])
+        end_s = DAY.at(NOW_S).end_s
+        assert end_s is not None
+        assert await ledger.forget(end_s, 9) == 0, "it has ended, but not before"
+        assert await forget_all(ledger, end_s + 1) == 4, "all but the total and what is held in"
+        assert await figures(ledger) == {"T": (5, 0), "E": (5, 7)}
+        await ledger.commit([settle(call(2), 1)])
+        assert await figures(ledger) == {"T": (5, 0), "E": (6, 0)}
+        assert await forget_all(ledger, end_s + 1) == 1
+        assert await figures(ledger) == {"T": (5, 0)}
+
+    told(story)
+
+
+def test_old_entries_become_sums_once_their_accounts_are_gone(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        day, total = leg("D", 7, span=DAY), leg("T", 7)
+        both = [hold(call(n), day, total) for n in range(5)]
+        await ledger.commit([*both, *(settle(call(n), n) for n in range(5))])
+        await ledger.commit([hold(call(9), day), settle(call(9), 2), hold(call(8), total)])
+        correction = Adjust(call(10), "T", "(all)", "USD", TOTAL, 100, 30, b"{}")
+        told.now[0] += AGE_S
+        now_s = told.now[0]
+        await ledger.commit([settle(call(8), 1)])
+        before = await ledger.entries(0)
+        await fold_all(ledger, now_s - 1)
+        assert await ledger.entries(0) == before, "the account of that day is still there"
+        assert await forget_all(ledger, now_s - 1) == 1
+        await ledger.commit([correction])
+        for _ in range(2):
+            await fold_all(ledger, now_s - 1)
+            entries = await ledger.entries(0)
+            assert [entry.rule for entry in entries] == ["folded", "actual", "person"]
+            assert entries[0].legs == (("T", "(all)", "total", "USD", 28, 10),), (
+                "one of them cost nothing"
+            )
+            assert entries[1] == before[-1], "it ended a moment ago, as did the correction"
+        told.now[0] += 2
+        await fold_all(ledger, now_s + 1)
+        entries = await ledger.entries(0)
+        assert sorted((entry.kind, entry.rule) for entry in entries) == [
+            ("adjusted", "folded"),
+            ("settled", "folded"),
+        ]
+        assert sorted(entry.legs[0].amount for entry in entries) == [11, 30]
+
+    told(story)
+
+
+def test_sums_are_added_to_sums(told: Any) -> None:
+    about = b'{"service":"s","upstream":"u","route":"r","estimate":{"USD":9}}'
+
+    async def story(ledger: Ledger) -> None:
+        before_s = NOW_S
+        for age in range(3):
+            told.now[0] = NOW_S - 1000 + age
+            names = [call(number, told.now[0]) for number in range(5)]
+            holds = [Hold(name, "me", (leg("T", 9),), 60.0, about) for name in names]
+            result = b'{"amounts":{"USD":4},"status":200}'
+            ends = [Settle(name, {"USD": 4}, "actual", result) for name in names]
+            await ledger.commit([*holds, *ends])
+            await fold_all(ledger, before_s)
+            [entry] = await ledger.entries(0)
+            assert entry.legs == (("T", "(all)", "total", "USD", 45 * (age + 1), 20 * (age + 1)),)
+            told_of = readable(entry)
+            assert (told_of["rule"], told_of["calls"]) == ("folded", 5 * (age + 1))
+            assert told_of["amounts"] == {"USD": 20 * (age + 1)}
+            assert (told_of["service"], told_of["route"]) == ("s", "r")
+            assert told_of.keys().isdisjoint({"estimate", "status"})
+        assert await figures(ledger) == {"T": (60, 0)}
+        assert kinds(await ledger.commit([settle(call(1, NOW_S - 1000), 9)])) == [NoSuchHold]
 
     told(story)
 

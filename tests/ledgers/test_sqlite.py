@@ -1049,3 +1049,39 @@ def test_two_processes_share_a_limit_and_lose_nothing(tmp_path: Path) -> None:
         assert await ledger.check() == []
 
     run(story, path)
+
+
+# -- copies --------------------------------------------------------------------------------------
+
+
+def test_a_copy_taken_while_serving_is_a_whole_ledger(tmp_path: Path) -> None:
+    """The statement of docs/operations.md, between and during commits."""
+    path, copy = tmp_path / "ledger.db", tmp_path / "copy.db"
+
+    def take_a_copy() -> None:
+        db = sqlite3.connect(f"file:{path}?mode=ro", uri=True, isolation_level=None)
+        db.execute(f"VACUUM INTO '{copy}'")
+        db.close()
+
+    async def serves(ledger: SqliteLedger) -> None:
+        copying = asyncio.ensure_future(asyncio.to_thread(take_a_copy))
+        number = 0
+        while not copying.done() or number < 50:
+            await ledger.commit([hold(f"{number}", limit=10**9), settle(f"{number}")])
+            number += 1
+        await copying
+        await ledger.commit([hold("last", limit=10**9)])
+        assert await ledger.audit(9) == []
+
+    async def restored(ledger: SqliteLedger) -> None:
+        assert await ledger.audit(9) == []
+        [(spent, held)] = await figures(ledger)
+        assert (spent, held) == (len(await ledger.entries(0)), 0)
+        assert [type(one) for one in await ledger.commit([hold("new")])] == [Held]
+
+    async def before(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("first"), settle("first")])
+
+    run(before, path)
+    run(serves, path, sole=True)
+    run(restored, copy, sole=True)
