@@ -292,11 +292,13 @@ class App:
                 return self._reload_refused([str(mistake) for mistake in error.mistakes])
             except (CannotReloadError, LedgerDownError, OSError) as error:
                 return self._reload_refused([str(error)])
-            self._put_in_force(house, prepared)
+            try:
+                self._put_in_force(house, prepared)
+            finally:
+                if self._fleet is not None:
+                    await self._fleet.put_in_force()
             logger.warning("the policy was reloaded")
             _warn(notes)
-            if self._fleet is not None:
-                await self._fleet.put_in_force()
             try:
                 # Again, for the calls that the old policy priced while the new one was read. A
                 # release of nothing lands behind every hold that they have asked for.
