@@ -16,6 +16,7 @@ _NOT_VISIBLE = re.compile(r"[^ -~]")
 _JSON = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _encode = msgspec.json.Encoder().encode
 MAX_HEADER = 200
+_DELETE = b"\x7f"
 
 
 def json_bytes(value: dict[str, object]) -> bytes:
@@ -25,7 +26,8 @@ def json_bytes(value: dict[str, object]) -> bytes:
     except UnicodeEncodeError:  # half a surrogate pair
         data = b"\xff"
     # Nearly always it is; what is not, the slower encoder escapes.
-    return data if data.isascii() else _JSON.encode(value).encode("ascii")
+    plain = data.isascii() and _DELETE not in data
+    return data if plain else _JSON.encode(value).encode("ascii")
 
 
 def sse_event(data: bytes, *, name: str = "") -> bytes:
