@@ -7,7 +7,7 @@ import re
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from refusal_samples import HELD, NOW_S, REQUEST_ID, SPENT, TOO_LARGE, refusal
 
@@ -246,6 +246,7 @@ def test_nothing_a_caller_names_gets_out_of_its_place(name, nasty):
 
 
 @given(text=st.text(max_size=128), name=st.sampled_from(sorted(DIALECTS)))
+@example(text="\x7f", name="problem")
 def test_any_text_at_all(text, name):
     short = replace(HELD, payer=text)
     bad = Refusal(Reason.HELD, text, (short,), param=text)
