@@ -34,9 +34,17 @@ from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.learned import Learned
 from budget_proxy.correction import adjusted_account, correction_for
-from budget_proxy.ledgers import SQLITE, BudgetRow, Clock, LedgerDownError, ledger_path
+from budget_proxy.ledgers import (
+    SQLITE,
+    BudgetRow,
+    Clock,
+    Ledger,
+    LedgerDownError,
+    is_shared,
+    ledger_name,
+)
 from budget_proxy.ledgers.group import GroupCommit
-from budget_proxy.ledgers.sqlite import SqliteLedger
+from budget_proxy.ledgers.opener import open_ledger
 from budget_proxy.listener import WHOLE_BODY_TIMES, Listener
 from budget_proxy.metrics import Metrics
 from budget_proxy.policy import PolicyError
@@ -94,7 +102,7 @@ class App:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._admin: web.AppRunner | None = None
-        self._ledger: SqliteLedger | None = None
+        self._ledger: Ledger | None = None
         self.address = self.admin_address = ("", 0)
 
     # -- life ------------------------------------------------------------------------------------
@@ -102,18 +110,12 @@ class App:
     async def start(self) -> None:
         """Begin to serve. Raises LedgerRefusedError, LedgerDownError, OSError."""
         self._loop = asyncio.get_running_loop()
-        ledger = SqliteLedger.open(ledger_path(self.house.ledger), clock=self._clock, sole=True)
+        ledger = await open_ledger(self.house.ledger, clock=self._clock, sole=True)
         self._ledger = ledger
         self._commit = GroupCommit(ledger, on_change=self._ledger_changed)
         self._binding = Binding(self.house.budgets)
         self._roster = Roster(self._clock)
-        presumed = await janitor.recover(ledger, self._commit, self._emit)
-        if presumed:
-            logger.warning(
-                "%d holds of a proxy that died were settled in full; correct them with "
-                "'budget-proxy ledger adjust' where you know better",
-                presumed,
-            )
+        await self._recover(ledger)
         await relearn(ledger, self._learned)
         known = await ledger.budgets()
         _warn(await self._open_budgets(self.house, known))
@@ -125,9 +127,23 @@ class App:
         tls = _tls(self.house)
         with _naming("listen", self.house.listen):
             self.address = await self._listener.start(self.house.listen, tls)
-        self._spawn("janitor", janitor.keep(ledger, self._commit, self._clock, self._emit))
+        self._spawn("janitor", janitor.keep(ledger, self._commit, ledger.now_s, self._emit))
         freeze()
         self._state = "serving"
+
+    async def _recover(self, ledger: Ledger) -> None:
+        """Settle what a crash left. In a shared ledger only what is overdue: the other owners may
+        be alive, on other machines."""
+        if is_shared(self.house.ledger):
+            await janitor.sweep(ledger, self._commit, ledger.now_s, self._emit)
+            return
+        presumed = await janitor.recover(ledger, self._commit, self._emit)
+        if presumed:
+            logger.warning(
+                "%d holds of a proxy that died were settled in full; correct them with "
+                "'budget-proxy ledger adjust' where you know better",
+                presumed,
+            )
 
     def _build(self) -> None:
         self._switchboard = Switchboard()
@@ -287,12 +303,12 @@ class App:
         return self._state
 
     @property
-    def ledger_file(self) -> Path:
-        """Where the ledger lies, whatever the working directory was."""
-        return ledger_path(self.house.ledger).absolute()
+    def ledger_name(self) -> str:
+        """Where the ledger lies, whatever the working directory was; without its password."""
+        return ledger_name(self.house.ledger)
 
     @property
-    def _open_ledger(self) -> SqliteLedger:
+    def _open_ledger(self) -> Ledger:
         assert self._ledger is not None, "the app has been started"
         return self._ledger
 

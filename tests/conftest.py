@@ -8,9 +8,10 @@ are: they run, and are strict.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 
 import pytest
+from postgres_server import PostgresServer, running_server
 
 NOTHING_SKIPS = os.environ.get("CI", "").lower() in ("true", "1")
 
@@ -36,3 +37,10 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _failed(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for all tests (of this worker) that do it no harm."""
+    with running_server() as server:
+        yield server

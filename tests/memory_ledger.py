@@ -58,6 +58,9 @@ class MemoryLedger:
     def glance(self, hold: Any) -> Any:
         return None
 
+    def now_s(self) -> float:
+        return self.clock()
+
     def _must_be_open(self) -> None:
         if self.closed:
             raise LedgerDownError("closed")

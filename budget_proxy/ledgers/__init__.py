@@ -21,6 +21,7 @@ from budget_proxy.core.book import (
 )
 
 SQLITE = "sqlite:///"
+POSTGRES = ("postgresql://", "postgres://")
 Clock = Callable[[], float]
 """Epoch seconds."""
 
@@ -28,6 +29,23 @@ Clock = Callable[[], float]
 def ledger_path(url: str) -> Path:
     """The file of a `sqlite:///` URL: three slashes are relative, four absolute."""
     return Path(url.removeprefix(SQLITE))
+
+
+def is_shared(url: str) -> bool:
+    """Whether other machines may serve from the same ledger: then the owners of its holds may be
+    alive, whoever they are."""
+    return url.startswith(POSTGRES)
+
+
+def ledger_name(url: str) -> str:
+    """A ledger's URL as it may be shown: a file in full, a database without password and query."""
+    if not is_shared(url):
+        return str(ledger_path(url).absolute())
+    scheme, _, rest = url.partition("://")
+    place = rest.partition("?")[0]
+    # To the last @: a password with one of its own, not escaped as it ought to be, is cut out too.
+    login, at, where = place.rpartition("@")
+    return f"{scheme}://{login.partition(':')[0]}{at}{where}"
 
 
 class LedgerDownError(Exception):
@@ -56,6 +74,10 @@ class Ledger(Protocol):
     def glance(self, hold: Hold) -> Short | None:
         """The refusal of a fresh hold that surely does not fit, if that can be told at once and
         without waiting for anything; else None."""
+
+    def now_s(self) -> float:
+        """The ledger's own clock, by which windows turn and holds are overdue, as far as it is
+        known without asking. Epoch seconds."""
 
     async def accounts(self) -> list[AccountState]:
         """The accounts whose window is open now. Raises LedgerDownError."""

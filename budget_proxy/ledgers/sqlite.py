@@ -236,6 +236,10 @@ class SqliteLedger:
         self._refusing = refused is not None
         return refused
 
+    def now_s(self) -> float:
+        """See `Ledger.now_s`."""
+        return self._clock()
+
     async def accounts(self) -> list[AccountState]:
         """See `Ledger.accounts`."""
         return await self._reading(self.read_accounts)
