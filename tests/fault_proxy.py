@@ -29,6 +29,8 @@ class Faults:
     """How much later each piece arrives."""
     lost: set[Way] = field(default_factory=set)
     """Black holes: what goes this way never arrives, and nobody is told."""
+    stalled: set[Way] = field(default_factory=set)
+    """What goes this way waits until `heal`, and arrives even if its sender has gone."""
     cut_after: dict[Way, int | None] = field(default_factory=lambda: {"up": None, "down": None})
     """How many more bytes pass this way (over all connections) before theirs is reset."""
     on_piece: Callable[[Way, bytes], bytes] | None = None
@@ -61,6 +63,11 @@ class FaultProxy:
         """From now on bytes vanish (without ways: both). New connections are accepted by the
         machine and hear nothing."""
         self.faults.lost |= set(ways or ("up", "down"))
+        self._healed.clear()
+
+    def stall(self, *ways: Way) -> None:
+        """From now on bytes are kept back until `heal`."""
+        self.faults.stalled |= set(ways)
         self._healed.clear()
 
     def heal(self) -> None:
@@ -117,6 +124,8 @@ class FaultProxy:
             if way in self.faults.lost:
                 await self._healed.wait()
                 raise ConnectionResetError
+            if way in self.faults.stalled:
+                await self._healed.wait()
             target.write(self._before_cut(way, piece))
             await target.drain()
             if self.faults.cut_after[way] == 0:
@@ -144,6 +153,8 @@ class FaultProxy:
             tasks.add(task)
             try:
                 await proxy._serve(reader, writer)
+            except asyncio.CancelledError:
+                pass  # at the end of the block; nobody above wants to hear of it
             finally:
                 tasks.discard(task)
 

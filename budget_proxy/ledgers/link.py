@@ -21,11 +21,11 @@ import logging
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncClientCursor, AsyncConnection
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
 
@@ -70,6 +70,8 @@ _DURABLE = (
 logging.getLogger("psycopg").setLevel(logging.ERROR)  # what it warns of, we raise
 
 Connection = AsyncConnection[tuple[Any, ...]]
+Statement = tuple[str, Sequence[Any]]
+"""SQL, and the values for its %s."""
 
 
 class LostError(LedgerDownError):
@@ -180,9 +182,7 @@ class Link:
         ]
         if connection.info.server_version >= NOTICES_THE_DEAD:
             settings.append("SET client_connection_check_interval = 1000")
-        async with connection.pipeline():
-            for setting in settings:
-                await connection.execute(setting)
+        await ask(connection, [(setting, ()) for setting in settings])
 
     async def _drop(self, connection: Connection) -> None:
         self._connection = None
@@ -235,6 +235,25 @@ class Link:
 def is_conflict(error: psycopg.Error) -> bool:
     """Whether nothing was kept and the same again may do."""
     return error.sqlstate in CONFLICTS
+
+
+async def ask(
+    connection: Connection, statements: Sequence[Statement]
+) -> list[list[tuple[Any, ...]]]:
+    """Run statements in one round trip; the rows of each. After one that fails none is run.
+
+    In the simple query protocol, and not in a pipeline: psycopg ends those with a Flush behind the
+    Sync, which makes the server forget to watch over an idle transaction. Raises psycopg.Error.
+    """
+    text = "; ".join(statement for statement, _ in statements)
+    values = [value for _, values in statements for value in values]
+    cursor = AsyncClientCursor(connection)
+    await cursor.execute(text.encode(), values or None)
+    found = []
+    for _ in statements:
+        found.append(await cursor.fetchall() if cursor.description else [])
+        cursor.nextset()
+    return found
 
 
 async def undo(connection: Connection) -> None:
@@ -297,9 +316,10 @@ def _line(error: psycopg.Error) -> str:
     """What is said of an error in one line: the server's message without detail, hint and query,
     which may quote rows."""
     said = error.diag.message_primary or str(error)
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    # The attempt over IPv6 and IPv4, with and without TLS: one after the other, the last counts.
-    return lines[-1].removeprefix("connection failed: ").rstrip(".") if lines else "no connection"
+    # What libpq says of a connection goes on with details, and with further attempts (without TLS,
+    # at the next address): the first one counts.
+    first = said.strip().partition("\n")[0]
+    return first.removeprefix("connection failed: ").rstrip(". ") or type(error).__name__
 
 
 def _now_s() -> float:

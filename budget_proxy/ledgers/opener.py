@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 async def open_ledger(url: str, *, clock: Clock = time.time, sole: bool = False) -> Ledger:
     """Open a ledger to write in it; it is brought up to date where that may be done.
 
-    `clock`: for the kinds that have none of their own. `sole`: to serve from it; the kinds that only
-    one instance may serve from are locked, and one that is not there yet is made. Raises LedgerRefusedError with the remedy, LedgerDownError
-    where it is out of reach now.
+    `clock`: for the kinds that have none of their own. `sole`: to serve from it; the kinds that
+    only one instance may serve from are locked, and one that is not there yet is made.
+
+    Raises LedgerRefusedError with the remedy, LedgerDownError where it is out of reach now.
     """
     if not is_shared(url):
         return SqliteLedger.open(ledger_path(url), clock=clock, sole=sole)

@@ -25,7 +25,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import psycopg
 
@@ -50,7 +50,15 @@ from budget_proxy.ledgers import (
     LedgerDownError,
     ledger_name,
 )
-from budget_proxy.ledgers.link import Connection, Link, LostError, is_conflict, undo
+from budget_proxy.ledgers.link import (
+    Connection,
+    Link,
+    LostError,
+    Statement,
+    ask,
+    is_conflict,
+    undo,
+)
 from budget_proxy.ledgers.rows import (
     ENTRY,
     HOLD,
@@ -74,9 +82,13 @@ ATTEMPTS = 12
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.004, 0.25
 MAX_REMEMBERED = 50_000
 """Accounts and holds whose keys are kept in memory, each."""
-T = TypeVar("T")
+_Proposed = tuple[Any, ...]
+"""Key, start, end and limit of an account that may be new."""
 
 _BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_COMMIT = "COMMIT"
+_NOTHING: Statement = ("SELECT 1 WHERE false", [])
+"""In the place of a statement that is not needed."""
 _KEY = 'budget, payer, "window", unit'
 _ACCOUNT = f"{_KEY}, start_s, end_s, lim, spent, held"
 _CLOCK = "SELECT coalesce(%s::float8, extract(epoch FROM clock_timestamp())::float8)"
@@ -146,8 +158,9 @@ class PostgresLedger:
         """How far the server's clock is ahead of the loop's."""
         self._existing: set[Key] = set()
         """Accounts that are there."""
-        self._legs: dict[str, tuple[Key, ...]] = {}
-        """The accounts of holds that may be open."""
+        self._legs: dict[str, dict[Key, _Proposed | None]] = {}
+        """The accounts of holds that may be open. Those that we opened ourselves with all that it
+        takes to make them: where they were new, they may be on their way with the hold."""
         self._writer = Link(url, self.name, statement_s=STATEMENT_S, vet=self._vet)
         self._reader = Link(url, self.name, statement_s=READ_S, vet=self._vet)
 
@@ -218,10 +231,11 @@ class PostgresLedger:
         attempt = _Attempt()
         try:
             return await self._commit(batch, attempt, COMMIT_S)
-        except LostError as lost:
+        except LedgerDownError as error:
             if attempt.sent:
-                raise LedgerDownError(f"{lost}; whether the commit was kept is not known") from None
-            if lost.fresh:
+                why = f"{error}; whether the commit was kept is not known"
+                raise LedgerDownError(why) from None
+            if not isinstance(error, LostError) or error.fresh:
                 raise
         # The connection had died while nobody used it: nothing was sent on it that could be kept.
         return await self._commit(batch, attempt, until_s - self._loop.time())
@@ -276,56 +290,51 @@ class PostgresLedger:
     async def _load(self, connection: Connection, batch: Sequence[Operation]) -> _Loaded:
         """Lock and load what a batch probably needs, in one round trip."""
         self._remember_less()
-        proposed = _proposed(batch, self.now_s())
-        keys = set(proposed)
+        wanted: dict[Key, _Proposed | None] = {}
         for operation in batch:
-            keys.update(self._legs.get(operation.id, ()))
-        new = [proposed[key] for key in sorted(proposed.keys() - self._existing)]
+            wanted.update(self._legs.get(operation.id, {}))
+        wanted.update(_proposed(batch, self.now_s()))
+        keys = sorted(wanted)
+        new = [row for key in keys if key not in self._existing and (row := wanted[key])]
         ids = [
             operation.id
             for operation in batch
             if not (isinstance(operation, Hold) and operation.fresh)
         ]
-        made = holds = entries = accounts = None
-        async with connection.pipeline():
-            await connection.execute(_BEGIN, prepare=True)
-            if new:
-                made = await connection.execute(_NEW_ACCOUNTS, _columns(new, 7), prepare=True)
-            if keys:
-                accounts = await connection.execute(
-                    _LOCK_ACCOUNTS, _columns(sorted(keys), 4), prepare=True
-                )
-            if ids:
-                # Both are looked at once the accounts are locked: see the rules.
-                holds = await connection.execute(_LOCK_HOLDS, (ids,), prepare=True, binary=True)
-                entries = await connection.execute(_LOCK_ENTRIES, (ids,), prepare=True, binary=True)
-            clock = await connection.execute(_CLOCK, (self._given_s(),), prepare=True)
-        page = Page()
-        if accounts is not None:
-            found = [account_of(row) for row in await accounts.fetchall()]
-            page.accounts = {account.key: account for account in found}
-        if holds is not None and entries is not None:
-            page.holds = {row[0]: hold_of(row) for row in await holds.fetchall()}
-            page.ended = {row[0]: entry_of(row) for row in await entries.fetchall()}
-        made_now = {Key(*row) for row in await made.fetchall()} if made is not None else set()
-        now_s = self._set_clock(await clock.fetchone())
-        return _Loaded(page, now_s, frozenset(keys), frozenset(made_now))
+        asked: list[Statement] = [(_BEGIN, [])]
+        asked += [(_NEW_ACCOUNTS, _columns(new))] if new else [_NOTHING]
+        asked += [(_LOCK_ACCOUNTS, _columns(keys))] if keys else [_NOTHING]
+        # These are looked at once the accounts are locked: see the rules.
+        asked += [(_LOCK_HOLDS, [ids]), (_LOCK_ENTRIES, [ids])] if ids else [_NOTHING] * 2
+        asked += [(_CLOCK, [self._given_s()])]
+        _, made, accounts, holds, entries, clock = await ask(connection, asked)
+        found = [account_of(row) for row in accounts]
+        page = Page(
+            accounts={account.key: account for account in found},
+            holds={row[0]: hold_of(row) for row in holds},
+            ended={row[0]: entry_of(row) for row in entries},
+        )
+        now_s = self._set_clock(clock[0])
+        return _Loaded(page, now_s, frozenset(keys), frozenset(Key(*row) for row in made))
 
     def _is_enough(self, loaded: _Loaded, batch: Sequence[Operation]) -> bool:
         """Whether all that the batch needs was locked; learns from what was not."""
         page = loaded.page
         for hold in page.holds.values():
-            self._legs[hold.id] = tuple(leg.key for leg in hold.legs)
-        proposed = _proposed(batch, loaded.now_s)
-        needed = set(proposed)
+            self._legs[hold.id] = {leg.key: None for leg in hold.legs}
+        proposed: dict[Key, _Proposed] = {}
+        needed: set[Key] = set()
         for operation in batch:
-            needed.update(book.keys_of(operation, page.holds, loaded.now_s))
-            late = tuple(book.late_keys(operation, page.ended))
-            if late:
+            mine = _proposed([operation], loaded.now_s)
+            proposed.update(mine)
+            if isinstance(operation, Hold):
+                self._legs[operation.id] = dict(mine)
+            elif late := dict.fromkeys(book.late_keys(operation, page.ended)):
                 self._legs[operation.id] = late
                 needed.update(late)
-            if isinstance(operation, Hold):
-                self._legs[operation.id] = tuple(book.keys_of(operation, {}, loaded.now_s))
+            elif operation.id in page.holds:
+                needed.update(self._legs[operation.id])
+        needed.update(proposed)
         gone = {key for key in proposed if key not in page.accounts}
         self._existing -= gone
         self._existing |= page.accounts.keys() - loaded.made
@@ -392,18 +401,17 @@ class PostgresLedger:
     async def check(self) -> list[str]:
         """See `Ledger.check`."""
         async with self._reader.connected(READ_S) as connection:
-            async with connection.pipeline():
-                await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-                holds = await connection.execute(
-                    f"SELECT {HOLD} FROM budget_proxy_holds",  # noqa: S608
-                    binary=True,
-                )
-                held = await connection.execute(
-                    f"SELECT {_KEY}, held FROM budget_proxy_accounts WHERE held != 0"  # noqa: S608
-                )
-                await connection.execute("COMMIT")
-            kept = [hold_of(row) for row in await holds.fetchall()]
-            return unbalanced(kept, {Key(*row[:4]): row[4] for row in await held.fetchall()})
+            _, holds, held, _ = await ask(
+                connection,
+                [
+                    ("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", []),
+                    (f"SELECT {HOLD} FROM budget_proxy_holds", []),  # noqa: S608
+                    (f"SELECT {_KEY}, held FROM budget_proxy_accounts WHERE held != 0", []),  # noqa: S608
+                    (_COMMIT, []),
+                ],
+            )
+        kept = [hold_of(row) for row in holds]
+        return unbalanced(kept, {Key(*row[:4]): row[4] for row in held})
 
 
 @dataclass(slots=True)
@@ -422,9 +430,9 @@ class _Loaded:
     """Accounts that are new in this transaction."""
 
 
-def _proposed(batch: Sequence[Operation], now_s: float) -> dict[Key, tuple[Any, ...]]:
-    """The accounts that a batch may open: key, start, end and limit of each."""
-    found: dict[Key, tuple[Any, ...]] = {}
+def _proposed(batch: Sequence[Operation], now_s: float) -> dict[Key, _Proposed]:
+    """The accounts that a batch may open."""
+    found: dict[Key, _Proposed] = {}
 
     def add(asked: Any, window: Window) -> None:
         key = Key(asked.budget, asked.payer, window.key, asked.unit)
@@ -440,9 +448,9 @@ def _proposed(batch: Sequence[Operation], now_s: float) -> dict[Key, tuple[Any, 
     return found
 
 
-def _columns(rows: Sequence[Sequence[Any]], width: int) -> list[list[Any]]:
+def _columns(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
     """Rows turned into one array for each column, as `unnest` wants them."""
-    return [list(column) for column in zip(*rows, strict=True)] if rows else [[]] * width
+    return [list(column) for column in zip(*rows, strict=True)]
 
 
 async def _save(connection: Connection, page: Page, unused: Iterable[Key]) -> None:
@@ -454,12 +462,8 @@ async def _save(connection: Connection, page: Page, unused: Iterable[Key]) -> No
         (_WRITE_ENTRIES, [entry_row(entry) for entry in page.written.values()]),
         (_DROP_ACCOUNTS, sorted(unused)),
     ]
-    async with connection.pipeline():
-        for statement, rows in saved:
-            if rows:
-                await connection.execute(statement, _columns(rows, 0), prepare=True)
-        done = await connection.execute("COMMIT", prepare=True)
-    assert done.statusmessage == "COMMIT", "a failed statement raises"
+    asked = [(statement, _columns(rows)) for statement, rows in saved if rows]
+    await ask(connection, [*asked, (_COMMIT, [])])
 
 
 def _figures(account: Account) -> tuple[Any, ...]:

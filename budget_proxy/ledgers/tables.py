@@ -49,6 +49,10 @@ _RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _TAKEN = frozenset(("42P07", "42710", "23505"))
 """A table, type or row of that name is there: another machine was faster."""
 _NO_RIGHT = "42501"
+_NO_RIGHTS = (_NO_RIGHT, "3F000")
+"""The second one: no schema that we may so much as look into."""
+TRIES = 5
+"""Of one change, while other machines are at it."""
 
 
 async def prepare(connection: Connection, name: str, *, create: bool, migrate: bool) -> None:
@@ -121,19 +125,29 @@ async def _stamped(connection: Connection, name: str) -> list[tuple[int, int]]:
 
 async def _change(connection: Connection, name: str) -> None:
     """Create or migrate, in one transaction. Another machine may be at it: then it is done."""
-    try:
-        async with connection.transaction():
-            await _step(connection, name)
-    except psycopg.Error as error:
-        if error.sqlstate == _NO_RIGHT or error.sqlstate == "3F000":
-            raise LedgerRefusedError(
-                f"{name}: {connection.info.user!r} may not make the ledger's tables "
-                f"({error.diag.message_primary}). Run 'budget-proxy ledger init' (of an older "
-                "ledger: 'migrate') as a role that may, and GRANT this one SELECT, INSERT, "
-                "UPDATE and DELETE on its five tables, budget_proxy_*."
-            ) from None
-        if error.sqlstate not in _TAKEN and not is_conflict(error):
-            raise
+    why = ""
+    for _ in range(TRIES):
+        try:
+            async with connection.transaction():
+                return await _step(connection, name)
+        except psycopg.Error as error:
+            why = error.diag.message_primary or type(error).__name__
+            if error.sqlstate in _NO_RIGHTS:
+                raise _may_not_change(connection, name, why) from None
+            if error.sqlstate not in _TAKEN and not is_conflict(error):
+                raise
+    raise LedgerRefusedError(
+        f"{name}: the ledger's tables cannot be made: {why}. Move away what is in their place, or "
+        "name another database."
+    )
+
+
+def _may_not_change(connection: Connection, name: str, why: str) -> LedgerRefusedError:
+    return LedgerRefusedError(
+        f"{name}: {connection.info.user!r} may not make the ledger's tables ({why}). Run "
+        "'budget-proxy ledger init' (for an older ledger: 'migrate') as a role that may, and GRANT "
+        "this one SELECT, INSERT, UPDATE and DELETE on its five tables, budget_proxy_*."
+    )
 
 
 async def _step(connection: Connection, name: str) -> None:
