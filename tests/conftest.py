@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
-from postgres_server import PostgresServer, running_server
 
 NOTHING_SKIPS = os.environ.get("CI", "").lower() in ("true", "1")
 
@@ -40,7 +40,9 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[PostgresServer]:
+def postgres() -> Iterator[Any]:
     """A PostgreSQL server for all tests (of this worker) that do it no harm."""
+    from postgres_server import running_server
+
     with running_server() as server:
         yield server

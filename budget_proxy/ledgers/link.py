@@ -100,7 +100,8 @@ class Link:
         self._vet = vet
         self._connection: Connection | None = None
         self._fresh = False
-        self._failed: tuple[float, str] = (float("-inf"), "")
+        self._failed: tuple[float, str] | None = None
+        """When we could not connect last, and why."""
         self._turn = asyncio.Lock()
         self.closed = False
 
@@ -138,15 +139,14 @@ class Link:
             raise LedgerDownError(f"{self._name} is closed")
         if self._connection is not None:
             return self._connection
-        failed_s, why = self._failed
-        if _now_s() - failed_s < PAUSE_S:
-            raise LostError(why, fresh=True)
+        if self._failed is not None and _now_s() - self._failed[0] < PAUSE_S:
+            raise LostError(self._failed[1], fresh=True)
         try:
             self._connection = await self._connect()
         except LedgerDownError as error:
             self._failed = (_now_s(), str(error))
             raise
-        self._fresh = True
+        self._failed, self._fresh = None, True
         return self._connection
 
     async def _connect(self) -> Connection:

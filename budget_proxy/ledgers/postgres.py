@@ -76,7 +76,10 @@ COMMIT_S = 2.0
 """A commit with all its repetitions; as long as the group commit waits for one."""
 STATEMENT_S = 1.5
 """Of a commit: waiting for a lock included. As long may a stopped process keep its locks."""
-READ_S = 60.0
+READ_S = 4.0
+"""A question; shorter than a scrape waits, so that a silent server is found out before."""
+LONG_READ_S = 600.0
+"""A question about all that the ledger has."""
 ATTEMPTS = 12
 """Conflicts and wrong guesses of one commit, in a row."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.004, 0.25
@@ -162,7 +165,7 @@ class PostgresLedger:
         """The accounts of holds that may be open. Those that we opened ourselves with all that it
         takes to make them: where they were new, they may be on their way with the hold."""
         self._writer = Link(url, self.name, statement_s=STATEMENT_S, vet=self._vet)
-        self._reader = Link(url, self.name, statement_s=READ_S, vet=self._vet)
+        self._reader = Link(url, self.name, statement_s=LONG_READ_S, vet=self._vet)
 
     @classmethod
     async def open(
@@ -217,7 +220,7 @@ class PostgresLedger:
 
     def _set_clock(self, row: tuple[Any, ...] | None) -> float:
         assert row is not None, "a clock always answers"
-        now_s = float(row[0])
+        now_s: float = row[0]
         self._ahead_s = now_s - self._loop.time()
         return now_s
 
@@ -352,8 +355,10 @@ class PostgresLedger:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    async def _rows(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
-        async with self._reader.connected(READ_S) as connection:
+    async def _rows(
+        self, query: str, *values: Any, within_s: float = READ_S
+    ) -> list[tuple[Any, ...]]:
+        async with self._reader.connected(within_s) as connection:
             cursor = await connection.execute(query, values, binary=True)
             return await cursor.fetchall()
 
@@ -376,6 +381,7 @@ class PostgresLedger:
         rows = await self._rows(
             f"SELECT {ENTRY} FROM budget_proxy_entries WHERE at_s >= %s ORDER BY at_s, id",  # noqa: S608
             since_s,
+            within_s=LONG_READ_S,
         )
         return [entry_of(row) for row in rows]
 

@@ -81,6 +81,32 @@ def run(story: Callable[[PostgresLedger], Awaitable[None]], url: str, **more: An
     asyncio.run(whole())
 
 
+class Deadlines:
+    """How long things may take: generous, so that a busy machine fails no test; short where a test
+    wants to see one pass."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._set = monkeypatch.setattr
+        self.long()
+
+    def long(self) -> None:
+        self(commit_s=60.0, statement_s=60.0, connect_s=30.0)
+
+    def __call__(self, **given: float) -> None:
+        names = {
+            "commit_s": "budget_proxy.ledgers.postgres.COMMIT_S",
+            "statement_s": "budget_proxy.ledgers.postgres.STATEMENT_S",
+            "connect_s": "budget_proxy.ledgers.link.CONNECT_S",
+        }
+        for name, value in given.items():
+            self._set(names[name], value)
+
+
+@pytest.fixture(autouse=True)
+def deadlines(monkeypatch: pytest.MonkeyPatch) -> Deadlines:
+    return Deadlines(monkeypatch)
+
+
 @pytest.fixture
 def database(postgres: PostgresServer) -> str:
     return postgres.new_database()
@@ -256,9 +282,9 @@ def test_a_host_that_is_not_there_is_down_and_not_wrong(postgres: PostgresServer
 
 
 def test_a_host_that_says_nothing_is_down_by_a_deadline(
-    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+    postgres: PostgresServer, deadlines: Deadlines
 ) -> None:
-    monkeypatch.setattr(link, "CONNECT_S", 0.2)
+    deadlines(connect_s=0.2)
 
     async def story() -> None:
         async with FaultProxy.standing(postgres.socket) as proxy:
@@ -580,41 +606,38 @@ def test_conflicts_without_end_are_given_up(
 
 
 def test_a_lock_that_somebody_keeps_is_waited_for_by_a_deadline(
-    url: str, postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+    url: str, deadlines: Deadlines
 ) -> None:
-    monkeypatch.setattr("budget_proxy.ledgers.postgres.STATEMENT_S", 0.2)
+    async def story() -> None:
+        async with opened(url) as patient:
+            await patient.commit([hold("1")])
+            deadlines(statement_s=0.2)
+            async with opened(url) as ledger:
+                with psycopg.connect(url) as other:
+                    other.execute("SELECT 1 FROM budget_proxy_accounts FOR UPDATE")
+                    with pytest.raises(LedgerDownError, match="did not get to it in time"):
+                        await ledger.commit([hold("2")])
+                await patient.commit([hold("3")])
+                assert await figures(ledger) == {"A": (0, 2)}
 
-    async def story(ledger: PostgresLedger) -> None:
-        await ledger.commit([hold("1")])
-        with psycopg.connect(url) as other:
-            other.execute("SELECT 1 FROM budget_proxy_accounts FOR UPDATE")
-            with pytest.raises(LedgerDownError, match="did not get to it in time"):
-                await ledger.commit([hold("2")])
-        await ledger.commit([hold("3")])
-        assert await figures(ledger) == {"A": (0, 2)}
-
-    run(story, url)
+    asyncio.run(story())
 
 
 def test_a_machine_that_stops_inside_a_commit_keeps_its_locks_for_a_moment_only(
-    url: str, monkeypatch: pytest.MonkeyPatch
+    url: str, deadlines: Deadlines
 ) -> None:
-    monkeypatch.setattr("budget_proxy.ledgers.postgres.STATEMENT_S", 0.3)
-
     async def story() -> None:
-        async with opened(url) as stopped:
-            await stopped.commit([hold("1")])
-            monkeypatch.setattr("budget_proxy.ledgers.postgres.STATEMENT_S", 10.0)
-            monkeypatch.setattr("budget_proxy.ledgers.postgres.COMMIT_S", 10.0)
-            async with opened(url) as other:
-                async with stopped._writer.connected(10.0) as connection:
+        async with opened(url) as other:
+            await other.commit([hold("1")])
+            deadlines(statement_s=1.0)
+            async with opened(url) as stopped:
+                async with stopped._writer.connected(60.0) as connection:
                     await stopped._load(connection, [hold("2")])
-                    # It says no more, as if by SIGSTOP, and its locks are still needed.
+                    # It says no more, as if by SIGSTOP, and its locks are needed.
                     await other.commit([hold("3")])
                     with pytest.raises(psycopg.Error):
                         await connection.execute("COMMIT")
-                await stopped.commit([hold("4")])
-                assert await figures(other) == {"A": (0, 3)}
+                assert await figures(other) == {"A": (0, 2)}
                 assert await other.check() == []
 
     asyncio.run(story())
@@ -670,23 +693,25 @@ def test_a_commit_whose_answer_is_lost_is_made_up_for(
     fresh: bool,
     postgres: PostgresServer,
     database: str,
-    monkeypatch: pytest.MonkeyPatch,
+    deadlines: Deadlines,
 ) -> None:
     """It was kept, and nobody knows: the caller is told that the ledger is down, the hold is given
     back by itself; and a settlement that was in it is not booked twice."""
-    monkeypatch.setattr("budget_proxy.ledgers.postgres.COMMIT_S", 0.5)
 
     async def story() -> None:
         rig: Rig = through_a_proxy(postgres, database)
         async with rig as (ledger, proxy):
-            commit = GroupCommit(ledger, deadline_s=5.0)
+            commit = GroupCommit(ledger, deadline_s=90.0)
             await commit.commit(hold("1", leg(amount=10)))
             lose = proxy.reset if answer == "reset" else (lambda: proxy.black_hole("down"))
+            if answer == "lost":
+                deadlines(commit_s=3.0)
             at_the_answer_to_commit(proxy, lose)
             asked = commit.commit(hold("2", leg(amount=20), fresh=fresh))
             ended = commit.land(settle("1", 7))
             with pytest.raises(LedgerDownError, match="whether the commit was kept is not known"):
                 await asked
+            deadlines.long()
             proxy.heal()
             assert isinstance(await ended, Ended)
             await commit.settled()
@@ -702,12 +727,10 @@ def test_a_commit_whose_answer_is_lost_is_made_up_for(
 
 @pytest.mark.parametrize("account", ["new", "there"])
 def test_a_release_waits_for_a_commit_that_is_still_on_its_way(
-    account: str, postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+    account: str, postgres: PostgresServer, database: str, deadlines: Deadlines
 ) -> None:
     """The COMMIT arrives long after its caller gave up. The release of its hold has to come after
     it, or the hold would stay."""
-    monkeypatch.setattr("budget_proxy.ledgers.postgres.COMMIT_S", 0.3)
-    monkeypatch.setattr("budget_proxy.ledgers.postgres.STATEMENT_S", 10.0)
 
     async def story() -> None:
         rig: Rig = through_a_proxy(postgres, database)
@@ -723,10 +746,11 @@ def test_a_release_waits_for_a_commit_that_is_still_on_its_way(
                 return piece
 
             proxy.faults.on_piece = look
+            deadlines(commit_s=3.0)
             with pytest.raises(LedgerDownError, match="is not known"):
                 await ledger.commit([hold("2", leg(amount=5), fresh=True)])
             assert len(saves) == 1
-            monkeypatch.setattr("budget_proxy.ledgers.postgres.COMMIT_S", 10.0)
+            deadlines.long()
             # The next connection does not go through the proxy, which still keeps the COMMIT.
             ledger._writer, way_out = elsewhere._writer, ledger._writer
             release = asyncio.create_task(ledger.commit([Release("2", "commit_failed")]))
@@ -745,11 +769,8 @@ def waits_for_a_lock(server: PostgresServer, database: str) -> bool:
 
 
 def test_a_black_hole_is_left_by_itself(
-    postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+    postgres: PostgresServer, database: str, deadlines: Deadlines
 ) -> None:
-    monkeypatch.setattr("budget_proxy.ledgers.postgres.COMMIT_S", 0.3)
-    monkeypatch.setattr(link, "CONNECT_S", 0.3)
-
     async def story() -> None:
         rig: Rig = through_a_proxy(postgres, database)
         async with rig as (ledger, proxy):
@@ -759,20 +780,23 @@ def test_a_black_hole_is_left_by_itself(
             ended = commit.land(settle("1"))
             await ended
             await commit.commit(hold("2"))
+            deadlines(commit_s=0.3, connect_s=0.3)
             proxy.black_hole()
             ended = commit.land(settle("2"))
             for number in range(3):
                 with pytest.raises(LedgerDownError):
                     await commit.commit(hold(f"lost-{number}"))
-            tasks = len(asyncio.all_tasks())
+            deadlines.long()
             proxy.heal()
             assert isinstance(await ended, Ended)
             await commit.settled()
+            tasks = len(asyncio.all_tasks())
             await commit.commit(hold("3"))
             assert seen == [False, True]
             assert await figures(ledger) == {"A": (2, 1)}
             assert await ledger.check() == []
-            assert len(asyncio.all_tasks()) <= tasks + 4, "two connections of the proxy's"
+            assert proxy.open <= 2, "one to write and one to read"
+            assert len(asyncio.all_tasks()) <= tasks + 3, "those of the second connection"
 
     asyncio.run(story())
 
@@ -792,7 +816,7 @@ def test_a_server_that_dies_and_comes_back_needs_no_restart_of_ours(
 
     async def story() -> None:
         async with opened(url) as ledger:
-            commit = GroupCommit(ledger)
+            commit = GroupCommit(ledger, deadline_s=90.0)
             await commit.commit(hold("1"))
             await commit.commit(hold("2"))
             await asyncio.to_thread(getattr(doomed, way))
