@@ -20,8 +20,8 @@ Around it: `policy` (the YAML file), `catalogue` (model prices), `ledgers` (the 
 `core.book` decides), `opening`, `relearning` and `janitor` (start and upkeep of the ledger),
 `admin` (the other port), `app` (wiring), `correction` and `upkeep` (what people ask of a ledger),
 `__main__` (the command line), `sandbox` (an upstream to test against). With several processes:
-`supervisor` keeps the ledger, each `worker` answers calls, a `channel` joins them, `pooling` adds up
-their figures.
+`supervisor` keeps the ledger, each `worker` answers calls, a `channel` joins them, `pooling` adds
+up their figures.
 """
 
 __version__ = "0.1.0"

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from budget_proxy import __version__
 
@@ -152,10 +152,7 @@ def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         f"{DEFAULT_ADMIN}); BUDGET_PROXY_TOKEN is sent where it wants a token",
     )
     source.add_argument(
-        "--ledger",
-        metavar="FILE",
-        type=_ledger_file,
-        help="a ledger file, instead of a running proxy",
+        "--ledger", metavar="LEDGER", help="a ledger file or URL, instead of a running proxy"
     )
     status.add_argument("--json", action="store_true", help="print the accounts as JSON")
     status.set_defaults(command=_status)
@@ -164,11 +161,6 @@ def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 def _default_admin(address: str | None) -> str:
     """Where the shipped policies put the admin port: they read the same variable."""
     return f"http://{address}" if address else DEFAULT_ADMIN
-
-
-def _ledger_file(text: str) -> Path:
-    """A ledger's file, also as policies write it: sqlite:///budget-proxy.db."""
-    return Path(text.removeprefix("sqlite:///"))
 
 
 def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -189,12 +181,27 @@ def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     adjust.add_argument("--reason", required=True, help="kept in the ledger, with your name")
     adjust.add_argument("--policy", required=True, help="the policy file the ledger belongs to")
     adjust.set_defaults(command=_with_policy(_adjust))
+    ways: tuple[tuple[Literal["init", "migrate"], str], ...] = (
+        ("init", "make a ledger where there is none"),
+        ("migrate", "bring a ledger of an older version up to date"),
+    )
+    for way, explained in ways:
+        command = inner.add_parser(
+            way,
+            help=explained,
+            description=f"{explained.capitalize()}. `serve` does it by itself "
+            "where it may; this is for a role that may while that of `serve` may not.",
+        )
+        command.add_argument(
+            "ledger", help="its URL, its file, or the policy (.yaml) that names it"
+        )
+        command.set_defaults(command=_with_policy(_make_ready(way)))
     for name, explained in (
         ("holds", "print the holds that have not ended, as JSON lines"),
         ("entries", "print the audit trail, oldest first, as JSON lines"),
     ):
         command = inner.add_parser(name, help=explained)
-        command.add_argument("ledger", type=_ledger_file, help="the ledger file")
+        command.add_argument("ledger", help="the ledger's file or URL")
         command.set_defaults(command=_LEDGER_COMMANDS[name])
     _add_audit(inner)
     _add_export(inner)
@@ -207,7 +214,7 @@ def _add_audit(inner: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         description="Compare every account of a ledger with its holds and entries, at one point in "
         "time, also beside a running proxy. Prints a line for each thing that is wrong.",
     )
-    command.add_argument("ledger", type=_ledger_file, help="the ledger file")
+    command.add_argument("ledger", help="the ledger's file or URL")
     command.add_argument("--json", action="store_true", help="print the result as JSON")
     command.set_defaults(command=_audit)
 
@@ -219,7 +226,7 @@ def _add_export(inner: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
         description="Write the audit trail to standard output, in the order in which the calls "
         "began, page by page, also beside a running proxy. Amounts are exact decimals.",
     )
-    command.add_argument("ledger", type=_ledger_file, help="the ledger file")
+    command.add_argument("ledger", help="the ledger's file or URL")
     command.add_argument(
         "--format",
         choices=("csv", "jsonl"),
@@ -383,13 +390,37 @@ def log_to_stderr() -> None:
 # -- ledgers -------------------------------------------------------------------------------------
 
 
+def _ledger_url(word: str) -> str:
+    """What a person calls a ledger, as a URL."""
+    from budget_proxy.ledgers import SQLITE, is_shared  # noqa: PLC0415
+
+    return word if is_shared(word) or word.startswith(SQLITE) else f"{SQLITE}{word}"
+
+
+def _make_ready(how: Literal["init", "migrate"]) -> Callable[[argparse.Namespace], int]:
+    def command(options: argparse.Namespace) -> int:
+        from budget_proxy import upkeep  # noqa: PLC0415
+
+        url = _ledger_url(options.ledger)
+        if options.ledger.endswith((".yaml", ".yml")):
+            url = read_policy(options.ledger, with_secrets=False).ledger
+        try:
+            print(asyncio.run(upkeep.make_ready(url, how)))
+        except upkeep.CannotError as error:
+            print(error, file=sys.stderr)
+            return error.code
+        return OK
+
+    return command
+
+
 def _status(options: argparse.Namespace) -> int:
     from budget_proxy import upkeep  # noqa: PLC0415
     from budget_proxy.report import accounts_table  # noqa: PLC0415
 
     try:
         if options.ledger is not None:
-            accounts = asyncio.run(upkeep.accounts_of(options.ledger))
+            accounts = asyncio.run(upkeep.accounts_of(_ledger_url(options.ledger)))
         else:
             accounts = upkeep.accounts_from(options.admin, os.environ.get("BUDGET_PROXY_TOKEN"))
     except upkeep.CannotError as error:
@@ -426,7 +457,7 @@ def _print_lines(what: str) -> Callable[[argparse.Namespace], int]:
         from budget_proxy import upkeep  # noqa: PLC0415
 
         try:
-            lines = asyncio.run(upkeep.lines(options.ledger, what))
+            lines = asyncio.run(upkeep.lines(_ledger_url(options.ledger), what))
         except upkeep.CannotError as error:
             print(error, file=sys.stderr)
             return error.code

@@ -39,9 +39,17 @@ from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.learned import Learned
 from budget_proxy.correction import adjusted_account, correction_for
-from budget_proxy.ledgers import SQLITE, BudgetRow, Clock, LedgerDownError, ledger_path
+from budget_proxy.ledgers import (
+    SQLITE,
+    BudgetRow,
+    Clock,
+    Ledger,
+    LedgerDownError,
+    is_shared,
+    ledger_name,
+)
 from budget_proxy.ledgers.group import GroupCommit
-from budget_proxy.ledgers.sqlite import SqliteLedger
+from budget_proxy.ledgers.opener import open_ledger
 from budget_proxy.listener import WHOLE_BODY_TIMES, Listener, bind
 from budget_proxy.metrics import Metrics
 from budget_proxy.policy import PolicyError
@@ -126,7 +134,7 @@ class App:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._admin: web.AppRunner | None = None
-        self._ledger: SqliteLedger | None = None
+        self._ledger: Ledger | None = None
         self.address = self.admin_address = ("", 0)
 
     # -- life ------------------------------------------------------------------------------------
@@ -135,8 +143,7 @@ class App:
         """Begin to serve: the policy's address, or a socket that listens there already. Raises
         LedgerRefusedError, LedgerDownError, OSError."""
         self._loop = asyncio.get_running_loop()
-        path = ledger_path(self.house.ledger)
-        self._ledger = SqliteLedger.open(path, clock=self._clock, sole=self._keeps)
+        self._ledger = await open_ledger(self.house.ledger, clock=self._clock, sole=self._keeps)
         self._commit = GroupCommit(self._ledger, on_change=self._ledger_changed)
         self._binding = Binding(self.house.budgets)
         self._roster = Roster(self._clock)
@@ -158,10 +165,10 @@ class App:
         freeze()
         self._state = "serving"
 
-    async def _take_over(self, ledger: SqliteLedger) -> None:
+    async def _take_over(self, ledger: Ledger) -> None:
         """What only the one who keeps the ledger may do: end what the dead left, and book what new
         budgets begin with."""
-        self._say_presumed(await janitor.recover(ledger, self._commit, self._emit))
+        await self._recover(ledger)
         known = await ledger.budgets()
         _warn(await self._open_budgets(self.house, known))
         await self._remember_budgets(known)
@@ -195,6 +202,14 @@ class App:
         _tls(self.house)
         with _naming("listen", self.house.listen):
             return bind(self.house.listen)
+
+    async def _recover(self, ledger: Ledger) -> None:
+        """Settle what a crash left. In a shared ledger only what is overdue: the other owners may
+        be alive, on other machines."""
+        if is_shared(self.house.ledger):
+            await janitor.sweep(ledger, self._commit, ledger.now_s, self._emit)
+            return
+        self._say_presumed(await janitor.recover(ledger, self._commit, self._emit))
 
     def _build(self) -> None:
         self._switchboard = Switchboard()
@@ -249,9 +264,9 @@ class App:
             async with asyncio.timeout(LAND_S):
                 await self._commit.settled()
 
-    def _keep_house(self, ledger: SqliteLedger) -> Coroutine[Any, Any, None]:
+    def _keep_house(self, ledger: Ledger) -> Coroutine[Any, Any, None]:
         return janitor.keep(
-            ledger, self._commit, self._clock, self._emit, lambda: self.house.retention_s
+            ledger, self._commit, ledger.now_s, self._emit, lambda: self.house.retention_s
         )
 
     def _spawn(self, name: str, work: Coroutine[Any, Any, None]) -> None:
@@ -396,9 +411,9 @@ class App:
         return self._state
 
     @property
-    def ledger_file(self) -> Path:
-        """Where the ledger lies, whatever the working directory was."""
-        return ledger_path(self.house.ledger).absolute()
+    def ledger_name(self) -> str:
+        """Where the ledger lies, whatever the working directory was; without its password."""
+        return ledger_name(self.house.ledger)
 
     @property
     def instance_lock(self) -> int | None:
@@ -411,7 +426,7 @@ class App:
         return self._open_ledger.lock_path
 
     @property
-    def _open_ledger(self) -> SqliteLedger:
+    def _open_ledger(self) -> Ledger:
         assert self._ledger is not None, "the app has been started"
         return self._ledger
 

@@ -107,7 +107,7 @@ async def _serve(app: App, running: _Running, announce: Callable[[], None] = lam
 
 def _say_ready(app: App) -> None:
     proxy, admin = _url(app.address), _url(app.admin_address)
-    where = f"metrics at {admin}/metrics, ledger {app.ledger_file}"
+    where = f"metrics at {admin}/metrics, ledger {app.ledger_name}"
     print(f"budget-proxy serves {proxy}, {where}", file=sys.stderr, flush=True)
 
 

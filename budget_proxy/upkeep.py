@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import secrets
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from http.client import HTTPException
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from budget_proxy.accounts_view import known_payers
 from budget_proxy.core.book import AccountState, Adjust, Adjusted, OpenHold
@@ -20,8 +20,15 @@ from budget_proxy.core.ids import make_id
 from budget_proxy.core.money import exact
 from budget_proxy.correction import adjusted_account, correction_for
 from budget_proxy.export import PAGE_S, Wanted, export
-from budget_proxy.ledgers import Ledger, LedgerDownError, LedgerRefusedError, ledger_path
-from budget_proxy.ledgers.sqlite import SqliteLedger
+from budget_proxy.ledgers import (
+    Ledger,
+    LedgerDownError,
+    LedgerRefusedError,
+    is_shared,
+    ledger_name,
+    ledger_path,
+)
+from budget_proxy.ledgers.opener import create, migrate, open_ledger, open_to_read
 from budget_proxy.records import readable
 
 ANSWER_S = 10.0
@@ -44,8 +51,9 @@ class CannotError(Exception):
         self.code = code
 
 
-def _must_be_there(path: Path) -> None:
-    if not path.is_file():
+def _must_be_there(url: str) -> None:
+    path = ledger_path(url)
+    if not is_shared(url) and not path.is_file():
         raise CannotError(
             f"{path} is not a ledger file: there is none at {path.absolute()} (in a policy, "
             "sqlite:///NAME is relative to the working directory, sqlite:////NAME absolute)",
@@ -53,29 +61,35 @@ def _must_be_there(path: Path) -> None:
         )
 
 
-async def _read(
-    path: Path, question: Callable[[Ledger], Awaitable[T]], within_s: float | None
-) -> T:
-    """Ask a ledger file something, without a lock and without a change to it. Raises CannotError,
-    also after `within_s` (None: the question has deadlines of its own)."""
-    _must_be_there(path)
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What is wrong with a ledger, as CannotError."""
     try:
-        ledger = SqliteLedger.open_to_read(path)
-        async with asyncio.timeout(within_s):
-            return await _answer(ledger, question)
+        yield
     except LedgerRefusedError as error:
         raise CannotError(str(error), 2) from error
     except LedgerDownError as error:
         raise CannotError(str(error), 1) from error
+
+
+async def _read(url: str, question: Callable[[Ledger], Awaitable[T]], within_s: float | None) -> T:
+    """Ask a ledger something, without a lock and without a change to it. Raises CannotError, also
+    after `within_s` (None: the question has deadlines of its own)."""
+    _must_be_there(url)
+    try:
+        with _told():
+            async with asyncio.timeout(within_s):
+                return await _answer(await open_to_read(url), question)
     except TimeoutError as error:
         raise CannotError(
-            f"{path} was not read within {within_s or PAGE_S:g} s: a disk or another program keeps "
-            "it, or it is very long. Try again, or ask the running proxy (status --admin URL)",
+            f"{ledger_name(url)} was not read within {within_s or PAGE_S:g} s: a disk or another "
+            "program keeps it, or it is very long. Try again, or ask the running proxy (status "
+            "--admin URL)",
             1,
         ) from error
 
 
-async def _answer(ledger: SqliteLedger, question: Callable[[Ledger], Awaitable[T]]) -> T:
+async def _answer(ledger: Ledger, question: Callable[[Ledger], Awaitable[T]]) -> T:
     """The answer, and the ledger closed: but not where we are out of time, since closing would wait
     for the same thing."""
     try:
@@ -87,9 +101,21 @@ async def _answer(ledger: SqliteLedger, question: Callable[[Ledger], Awaitable[T
     return answer
 
 
-async def accounts_of(path: Path) -> list[dict[str, Any]]:
-    """The open accounts of a ledger file. Raises CannotError."""
-    rows = await _read(path, lambda ledger: ledger.accounts(), ANSWER_S)
+async def make_ready(url: str, how: Literal["init", "migrate"]) -> str:
+    """Make a ledger, or bring one of an older version up to date; a line that says so. Raises
+    CannotError, and then nothing was changed."""
+    with _told():
+        if how == "init":
+            await create(url)
+        else:
+            _must_be_there(url)
+            await migrate(url)
+    return f"{ledger_name(url)} is a ledger of this version, ready to be served from"
+
+
+async def accounts_of(url: str) -> list[dict[str, Any]]:
+    """The open accounts of a ledger. Raises CannotError."""
+    rows = await _read(url, lambda ledger: ledger.accounts(), ANSWER_S)
     return [_plain(row._asdict()) for row in sorted(rows)]
 
 
@@ -176,36 +202,31 @@ async def adjust(
         correction = correction_for(house, budget, payer, amount, reason, who, call_id)
     except ValueError as error:
         raise CannotError(str(error), 2) from error
-    path = ledger_path(house.ledger)
-    _must_be_there(path)
-    try:
-        ledger = SqliteLedger.open(path)
-    except LedgerRefusedError as error:
-        raise CannotError(str(error), 2) from error
-    try:
-        _check_payer(house, correction, await ledger.accounts())
-        outcome = (await ledger.commit([correction]))[0]
-    except LedgerDownError as error:
-        raise CannotError(str(error), 1) from error
-    finally:
-        await ledger.close()
+    _must_be_there(house.ledger)
+    with _told():
+        ledger = await open_ledger(house.ledger)
+        try:
+            _check_payer(house, correction, await ledger.accounts())
+            outcome = (await ledger.commit([correction]))[0]
+        finally:
+            await ledger.close()
     assert isinstance(outcome, Adjusted), "a correction is answered with its account"
     return adjusted_account(outcome, house).as_json()
 
 
-async def audit(path: Path) -> list[str]:
-    """What breaks a promise anywhere in a ledger file: the first FINDINGS. Raises CannotError."""
-    return await _read(path, lambda ledger: ledger.audit(FINDINGS), EXPORT_S)
+async def audit(url: str) -> list[str]:
+    """What breaks a promise anywhere in a ledger: the first FINDINGS. Raises CannotError."""
+    return await _read(url, lambda ledger: ledger.audit(FINDINGS), EXPORT_S)
 
 
 async def write_entries(
-    path: Path, wanted: Wanted, write: Callable[[str], object], progress: Callable[[int], object]
+    url: str, wanted: Wanted, write: Callable[[str], object], progress: Callable[[int], object]
 ) -> None:
     """Write the audit trail. Raises CannotError."""
-    await _read(path, lambda ledger: export(ledger, wanted, write, progress), None)
+    await _read(url, lambda ledger: export(ledger, wanted, write, progress), None)
 
 
-async def lines(path: Path, what: str) -> list[str]:
+async def lines(url: str, what: str) -> list[str]:
     """`holds` or `entries` as JSON lines. Raises CannotError."""
 
     async def read(ledger: Ledger) -> list[str]:
@@ -213,7 +234,7 @@ async def lines(path: Path, what: str) -> list[str]:
             return [json.dumps(readable(entry)) for entry in await ledger.entries(0)]
         return [json.dumps(_plain_hold(hold)) for hold in await ledger.holds()]
 
-    return await _read(path, read, EXPORT_S)
+    return await _read(url, read, EXPORT_S)
 
 
 def _plain_hold(hold: OpenHold) -> dict[str, Any]:
@@ -225,8 +246,7 @@ def new_budgets(house: House) -> list[str]:
     """What `check` says of budgets that this policy's ledger has not served in this shape."""
     from budget_proxy import opening  # noqa: PLC0415 - what only looks at accounts starts faster
 
-    path = ledger_path(house.ledger)
-    if not path.is_file():
+    if not is_shared(house.ledger) and not ledger_path(house.ledger).is_file():
         return []
 
     async def read(ledger: Ledger) -> list[str]:
@@ -235,6 +255,6 @@ def new_budgets(house: House) -> list[str]:
         return [budget.note for budget in begun]
 
     try:
-        return asyncio.run(_read(path, read, EXPORT_S))
+        return asyncio.run(_read(house.ledger, read, EXPORT_S))
     except CannotError as error:
         return [str(error)]

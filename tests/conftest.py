@@ -8,7 +8,8 @@ are: they run, and are strict.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 
@@ -36,3 +37,12 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _failed(report)
     return report
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server for all tests (of this worker) that do it no harm."""
+    from postgres_server import running_server
+
+    with running_server() as server:
+        yield server

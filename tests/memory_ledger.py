@@ -59,8 +59,13 @@ class MemoryLedger:
         self._must_be_open()
         return self.apply(batch)
 
+    instance_lock = lock_path = None
+
     def glance(self, hold: Any) -> Any:
         return None
+
+    def now_s(self) -> float:
+        return self.clock()
 
     def _must_be_open(self) -> None:
         if self.closed:

@@ -25,6 +25,7 @@ ROOMS = {
     "genai_prices": ("catalogue", "sandbox.prices"),
     "uvloop": ("run",),
     "msgspec": ("",),
+    "psycopg": ("ledgers.postgres", "ledgers.link", "ledgers.tables"),
     "sqlite3": ("ledgers.sqlite", "ledgers.upgrade", "ledgers.wal"),
 }
 """Each library's room: modules, or (with a dot at the end) packages. msgspec reads and writes
@@ -57,7 +58,9 @@ WIRING = {
     "supervisor": ("run",),
     "worker": (),
     "catalogue": ("__main__",),
-    "ledgers.sqlite": ("app", "upkeep"),
+    "ledgers.sqlite": ("ledgers.opener",),
+    "ledgers.postgres": ("ledgers.opener",),
+    "ledgers.opener": ("app", "upkeep"),
     "sandbox": ("__main__", "run"),
 }
 """Who may import the outer rooms: only those who put things together. So observers take no part,
@@ -174,7 +177,8 @@ def test_every_library_is_known_and_declared() -> None:
     }
     assert foreign == ROOMS.keys() - {"sqlite3"}, "a new library needs a room"
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [*project["dependencies"], *project["optional-dependencies"]["speed"]]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["speed"], *extras["postgres"]]
     declared = {re.split(r"[^\w-]", line)[0].lower().replace("-", "_") for line in lines}
     brought = {"yarl", "pydantic_core"}  # by aiohttp and pydantic, as their types
     known_as = {"pyyaml": "yaml"}

@@ -110,7 +110,8 @@ class House:
 
     listen: tuple[str, int]
     admin: tuple[str, int]
-    ledger: str
+    ledger: str = field(repr=False)
+    """Its URL, which may hold a password."""
     upstreams: Mapping[str, Upstream]
     services: Mapping[str, Service]
     budgets: tuple[Budget, ...]

@@ -21,6 +21,7 @@ from budget_proxy.core.book import (
 )
 
 SQLITE = "sqlite:///"
+POSTGRES = ("postgresql://", "postgres://")
 Clock = Callable[[], float]
 """Epoch seconds."""
 Sums = Callable[[Iterable[Entry]], Sequence[Entry]]
@@ -30,6 +31,23 @@ Sums = Callable[[Iterable[Entry]], Sequence[Entry]]
 def ledger_path(url: str) -> Path:
     """The file of a `sqlite:///` URL: three slashes are relative, four absolute."""
     return Path(url.removeprefix(SQLITE))
+
+
+def is_shared(url: str) -> bool:
+    """Whether other machines may serve from the same ledger: then the owners of its holds may be
+    alive, whoever they are."""
+    return url.startswith(POSTGRES)
+
+
+def ledger_name(url: str) -> str:
+    """A ledger's URL as it may be shown: a file in full, a database without password and query."""
+    if not is_shared(url):
+        return str(ledger_path(url).absolute())
+    scheme, _, rest = url.partition("://")
+    place = rest.partition("?")[0]
+    # To the last @: a password with one of its own, not escaped as it ought to be, is cut out too.
+    login, at, where = place.rpartition("@")
+    return f"{scheme}://{login.partition(':')[0]}{at}{where}"
 
 
 class LedgerDownError(Exception):
@@ -52,12 +70,24 @@ class BudgetRow(NamedTuple):
 class Ledger(Protocol):
     """One durable book."""
 
+    @property
+    def instance_lock(self) -> int | None:
+        """The open file whose lock says that somebody serves this ledger; None: there is none."""
+
+    @property
+    def lock_path(self) -> Path | None:
+        """The file whose lock every writer has; None: there is none."""
+
     async def commit(self, batch: Sequence[Operation]) -> Sequence[Outcome]:
         """Apply the operations in order in one durable transaction. Raises LedgerDownError."""
 
     def glance(self, hold: Hold) -> Short | None:
         """The refusal of a fresh hold that surely does not fit, if that can be told at once and
         without waiting for anything; else None."""
+
+    def now_s(self) -> float:
+        """The ledger's own clock, by which windows turn and holds are overdue, as far as it is
+        known without asking. Epoch seconds."""
 
     async def accounts(self) -> list[AccountState]:
         """The accounts whose window is open now. Raises LedgerDownError."""

@@ -37,16 +37,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-import msgspec
-
 from budget_proxy.core import book, retention
 from budget_proxy.core.audit import Posting, audit
 from budget_proxy.core.book import (
     Account,
     AccountState,
     Entry,
-    EntryLeg,
-    HeldLeg,
     Hold,
     Key,
     OpenHold,
@@ -56,6 +52,16 @@ from budget_proxy.core.book import (
     Short,
 )
 from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError, LedgerRefusedError, Sums
+from budget_proxy.ledgers.rows import (
+    account_of,
+    account_row,
+    encode,
+    entry_of,
+    entry_row,
+    hold_of,
+    hold_row,
+    unbalanced,
+)
 from budget_proxy.ledgers.upgrade import upgrade
 from budget_proxy.ledgers.wal import WriteAheadLog
 
@@ -115,9 +121,6 @@ _POSTED = f"SELECT {_LEG_KEY}, value ->> 5 FROM entries, {_LEGS} ORDER BY 1, 2, 
 _PASSING = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL))
 """Errors that say that another program was in the way."""
 _ESCAPED = re.compile(r"\\([0-7]{3})")
-_encode = msgspec.json.Encoder().encode
-_decode_held = msgspec.json.Decoder(tuple[HeldLeg, ...]).decode
-_decode_entry = msgspec.json.Decoder(tuple[EntryLeg, ...]).decode
 T = TypeVar("T")
 
 
@@ -252,6 +255,10 @@ class SqliteLedger:
             return None  # whoever writes finds out
         self._refusing = refused is not None
         return refused
+
+    def now_s(self) -> float:
+        """See `Ledger.now_s`."""
+        return self._clock()
 
     async def accounts(self) -> list[AccountState]:
         """See `Ledger.accounts`."""
@@ -604,16 +611,16 @@ class SqliteLedger:
                 seen = self._read_page(after, most, last_id)
                 old = self._old(seen, before_s)
                 folded = sums(old)
-                ids = _encode([entry.id for entry in folded])
-                before = [_entry(row) for row in db.execute(_LOAD_ENTRIES, (ids,))]
+                ids = encode([entry.id for entry in folded])
+                before = [entry_of(row) for row in db.execute(_LOAD_ENTRIES, (ids,))]
                 db.executemany("DELETE FROM entries WHERE id = ?", [(entry.id,) for entry in old])
                 _save_entries(db, sums([*before, *folded]))
         return seen[-1].id if len(seen) == most else None
 
     def _old(self, entries: Sequence[Entry], before_s: float) -> list[Entry]:
         wanted = {key for entry in entries for key in retention.accounts_of(entry)}
-        rows = self._rows(_LOAD_ACCOUNTS, _encode(sorted(wanted))) if wanted else []
-        there = {_account(row).key for row in rows}
+        rows = self._rows(_LOAD_ACCOUNTS, encode(sorted(wanted))) if wanted else []
+        there = {account_of(row).key for row in rows}
         return [entry for entry in entries if retention.may_go(entry, before_s, there)]
 
     # -- reading ---------------------------------------------------------------------------------
@@ -636,11 +643,11 @@ class SqliteLedger:
             now_s,
             now_s,
         )
-        return [_account(row).state() for row in rows]
+        return [account_of(row).state() for row in rows]
 
     def _read_holds(self) -> list[OpenHold]:
         rows = self._rows("SELECT id, owner, at_s, deadline_s, legs, about FROM holds ORDER BY id")
-        return [_hold(row) for row in rows]
+        return [hold_of(row) for row in rows]
 
     def _read_entries(self, since_s: float) -> list[Entry]:
         rows = self._rows(
@@ -648,7 +655,7 @@ class SqliteLedger:
             "WHERE at_s >= ? ORDER BY at_s, id",
             since_s,
         )
-        return [_entry(row) for row in rows]
+        return [entry_of(row) for row in rows]
 
     def _read_recent(self, most: int) -> list[Entry]:
         rows = self._rows(
@@ -656,7 +663,7 @@ class SqliteLedger:
             "ORDER BY id DESC LIMIT ?",
             most,
         )
-        return [_entry(row) for row in reversed(rows)]
+        return [entry_of(row) for row in reversed(rows)]
 
     def _read_page(self, after: str, most: int, last_id: str | None = None) -> list[Entry]:
         bound, last = ("AND id < ? ", (last_id,)) if last_id is not None else ("", ())
@@ -667,7 +674,7 @@ class SqliteLedger:
             *last,
             most,
         )
-        return [_entry(row) for row in rows]
+        return [entry_of(row) for row in rows]
 
     def _audit(self, most: int) -> list[str]:
         self._rows("BEGIN")
@@ -686,7 +693,7 @@ class SqliteLedger:
         both = "SELECT holds.id FROM holds JOIN entries USING (id)"
         yield from (f"hold {row[0]} is open, and has ended" for row in self._stream(both))
         in_order = f"SELECT {_ACCOUNT} FROM accounts ORDER BY budget, payer, window, unit"  # noqa: S608
-        accounts = (_account(row) for row in self._stream(in_order))
+        accounts = (account_of(row) for row in self._stream(in_order))
         yield from audit(accounts, self._postings(_HELD), self._postings(_POSTED))
 
     def _postings(self, query: str) -> Iterator[Posting]:
@@ -705,17 +712,9 @@ class SqliteLedger:
             self._rows("COMMIT")
 
     def _unbalanced(self) -> list[str]:
-        kept: dict[Key, int] = {}
-        for hold in self._read_holds():
-            for leg in hold.legs:
-                kept[leg.key] = kept.get(leg.key, 0) + leg.amount
+        holds = self._read_holds()
         rows = self._rows("SELECT budget, payer, window, unit, held FROM accounts WHERE held != 0")
-        held = {Key(*row[:4]): row[4] for row in rows}
-        return [
-            f"account {key} holds {held.get(key, 0)}, its open holds {kept.get(key, 0)}"
-            for key in sorted(kept.keys() | held.keys())
-            if kept.get(key, 0) != held.get(key, 0)
-        ]
+        return unbalanced(holds, {Key(*row[:4]): row[4] for row in rows})
 
     def _read_budgets(self) -> list[BudgetRow]:
         return [BudgetRow(*row) for row in self._rows("SELECT name, shape FROM budgets")]
@@ -779,8 +778,8 @@ def _load(
         elif key not in memory.absent:
             missing.append(key)
     if missing:
-        for row in db.execute(_LOAD_ACCOUNTS, (_encode(missing),)):
-            account = _account(row)
+        for row in db.execute(_LOAD_ACCOUNTS, (encode(missing),)):
+            account = account_of(row)
             page.accounts[account.key] = memory.accounts[account.key] = account
         memory.absent.update(key for key in missing if key not in page.accounts)
     return page
@@ -798,22 +797,19 @@ def _load_ids(
         elif not (isinstance(operation, Hold) and operation.fresh):
             unknown.add(operation.id)
     if unknown:
-        ids = _encode(unknown)
-        page.holds.update((row[0], _hold(row)) for row in db.execute(_LOAD_HOLDS, (ids,)))
-        page.ended = {row[0]: _entry(row) for row in db.execute(_LOAD_ENTRIES, (ids,))}
+        ids = encode(unknown)
+        page.holds.update((row[0], hold_of(row)) for row in db.execute(_LOAD_HOLDS, (ids,)))
+        page.ended = {row[0]: entry_of(row) for row in db.execute(_LOAD_ENTRIES, (ids,))}
 
 
 def _save(db: sqlite3.Connection, page: Page) -> None:
     db.executemany(
         _SAVE_ACCOUNT,
-        [_account_row(page.accounts[key]) for key in sorted(page.touched)],
+        [account_row(page.accounts[key]) for key in sorted(page.touched)],
     )
     db.executemany(
         "INSERT INTO holds (id, owner, at_s, deadline_s, legs, about) VALUES (?, ?, ?, ?, ?, ?)",
-        [
-            (hold.id, hold.owner, hold.at_s, hold.deadline_s, _encode(hold.legs), hold.about)
-            for hold in page.opened.values()
-        ],
+        [hold_row(hold) for hold in page.opened.values()],
     )
     db.executemany("DELETE FROM holds WHERE id = ?", [(hold_id,) for hold_id in page.closed])
     _save_entries(db, page.written.values())
@@ -823,38 +819,8 @@ def _save_entries(db: sqlite3.Connection, entries: Iterable[Entry]) -> None:
     db.executemany(
         "INSERT OR REPLACE INTO entries (id, at_s, kind, rule, legs, about, result) "
         "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [
-            (
-                entry.id,
-                entry.at_s,
-                entry.kind,
-                entry.rule,
-                _encode(entry.legs),
-                entry.about,
-                entry.result,
-            )
-            for entry in entries
-        ],
+        [entry_row(entry) for entry in entries],
     )
-
-
-def _account_row(account: Account) -> tuple[Any, ...]:
-    figures = (account.limit, account.spent, account.held)
-    return (*account.key, account.start_s, account.end_s, *figures)
-
-
-def _account(row: tuple[Any, ...]) -> Account:
-    return Account(Key(*row[:4]), *row[4:])
-
-
-def _hold(row: tuple[Any, ...]) -> OpenHold:
-    hold_id, owner, at_s, deadline_s, legs, about = row
-    return OpenHold(hold_id, owner, at_s, deadline_s, _decode_held(legs), about)
-
-
-def _entry(row: tuple[Any, ...]) -> Entry:
-    entry_id, at_s, kind, rule, legs, about, result = row
-    return Entry(entry_id, at_s, kind, rule, _decode_entry(legs), about, result)
 
 
 def _identity(status: os.stat_result) -> tuple[int, int]:

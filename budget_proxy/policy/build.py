@@ -20,6 +20,7 @@ from budget_proxy.core.budget import Budget
 from budget_proxy.core.house import House, Limits, Service, Tls, Upstream, Waiting
 from budget_proxy.core.retention import RETENTION_S
 from budget_proxy.policy.budgets import Scope, build_budget, check_together, with_bodies
+from budget_proxy.policy.database import has_password, mistake_in
 from budget_proxy.policy.effective import warned
 from budget_proxy.policy.mistakes import Mistake, PolicyError, listed, quoted, suggest
 from budget_proxy.policy.model import SECTIONS, PolicyEntry
@@ -250,11 +251,18 @@ class _Builder:
 
     def _ledger(self) -> str:
         ledger, spot = self._entry.ledger, self._root.at("ledger")
-        # The rest of the text is not quoted: the URL of a database holds a password.
+        # The text is not quoted: the URL of a database holds a password.
         if ledger.startswith(("postgres://", "postgresql://")):
-            spot.wrong("PostgreSQL ledgers are not there yet; write sqlite:/// and a file")
+            mistake = mistake_in(ledger)
+            if mistake is not None:
+                spot.wrong(mistake)
+            elif spot.is_literal and has_password(ledger):
+                spot.note("the password stands in this file as it is; ${NAME} keeps it out")
         elif not ledger.startswith(_SQLITE):
-            spot.wrong("must be sqlite:/// and a file, as in sqlite:///budget-proxy.db")
+            spot.wrong(
+                "must be sqlite:/// and a file, as in sqlite:///budget-proxy.db, or the "
+                "postgresql:// URL of a database"
+            )
         elif ledger in (_SQLITE, f"{_SQLITE}:memory:") or "\0" in ledger:
             spot.wrong("must name a file: what is spent has to outlive the process")
         return ledger

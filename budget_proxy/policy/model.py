@@ -249,7 +249,9 @@ class PolicyEntry(Entry):
         "127.0.0.1:9090", description="host:port of /metrics, /livez, /readyz and /api."
     )
     ledger: Text = Field(
-        "sqlite:///budget-proxy.db", description="sqlite:/// and a file: where spending is kept."
+        "sqlite:///budget-proxy.db",
+        description="Where spending is kept: sqlite:/// and a file, or the postgresql:// URL of a "
+        "database.",
     )
     upstreams: dict[str, UpstreamEntry] = Field(description="The paid APIs, by name.")
     services: dict[str, ServiceEntry] = Field(description="Who may call, by name.")

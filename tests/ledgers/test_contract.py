@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from memory_ledger import MemoryLedger
+from postgres_server import PostgresServer
 
 from budget_proxy.core.book import (
     Adjust,
@@ -31,19 +32,35 @@ from budget_proxy.core.window import Span
 from budget_proxy.folding import sums
 from budget_proxy.ledgers import BudgetRow, Clock, Ledger, LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.postgres import PostgresLedger
 from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.records import readable
 
 TOTAL, DAY = Span("total"), Span("day", "Europe/Berlin")
 NOW_S = 1_800_000_000.0
 RACERS, ROOM = 200, 60
-Store = Callable[[Path, Clock], Ledger]
+Place = tuple[Path, str]
+"""A folder and a database, both empty."""
 
-STORES: dict[str, Store] = {
-    "sqlite": lambda folder, clock: SqliteLedger.open(folder / "ledger.db", clock=clock),
-    "memory": lambda folder, clock: MemoryLedger(clock),
+
+async def in_a_file(place: Place, clock: Clock) -> Ledger:
+    return SqliteLedger.open(place[0] / "ledger.db", clock=clock)
+
+
+async def in_a_database(place: Place, clock: Clock) -> Ledger:
+    return await PostgresLedger.open(place[1], clock=clock, create=True)
+
+
+async def in_memory(_place: Place, clock: Clock) -> Ledger:
+    return MemoryLedger(clock)
+
+
+STORES: dict[str, Callable[[Place, Clock], Awaitable[Ledger]]] = {
+    "sqlite": in_a_file,
+    "postgres": in_a_database,
+    "memory": in_memory,
 }
-DURABLE = ("sqlite",)
+DURABLE = ("sqlite", "postgres")
 
 
 def leg(name: str = "A", amount: int = 1, limit: int = 100, **more: Any) -> Leg:
@@ -71,14 +88,26 @@ async def figures(ledger: Ledger) -> dict[str, tuple[int, int]]:
     return {account.budget: (account.spent, account.held) for account in await ledger.accounts()}
 
 
+def place_for(store: str, request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """The database only for the store that needs one: a server takes a moment to start."""
+    if store != "postgres":
+        return tmp_path, ""
+    server: PostgresServer = request.getfixturevalue("postgres")
+    patch: pytest.MonkeyPatch = request.getfixturevalue("monkeypatch")
+    for name in ("COMMIT_S", "STATEMENT_S", "READ_S"):  # a busy machine fails no test
+        patch.setattr(f"budget_proxy.ledgers.postgres.{name}", 60.0)
+    return tmp_path, server.url(server.new_database())
+
+
 @pytest.fixture(params=STORES)
 def told(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     """Runs a story with an open store, and checks and closes the store after it."""
     now = [NOW_S]
+    place = place_for(request.param, request, tmp_path)
 
     def run(story: Callable[..., Awaitable[None]]) -> None:
         async def whole() -> None:
-            ledger = STORES[request.param](tmp_path, lambda: now[0])
+            ledger = await STORES[request.param](place, lambda: now[0])
             try:
                 await story(ledger)
                 assert await ledger.check() == []
@@ -454,9 +483,13 @@ def test_a_closed_ledger_says_that_it_is_down(told: Any) -> None:
 
 
 @pytest.mark.parametrize("store", DURABLE)
-def test_what_was_answered_is_there_after_a_restart(store: str, tmp_path: Path) -> None:
+def test_what_was_answered_is_there_after_a_restart(
+    store: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    place = place_for(store, request, tmp_path)
+
     async def life(work: Callable[[Ledger], Awaitable[Any]]) -> Any:
-        ledger = STORES[store](tmp_path, lambda: NOW_S)
+        ledger = await STORES[store](place, lambda: NOW_S)
         try:
             return await work(ledger)
         finally:
