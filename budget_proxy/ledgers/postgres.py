@@ -517,7 +517,8 @@ async def _fold(connection: Connection, old: Sequence[Entry], sums: Sums) -> Non
     before = [entry_of(row) for row in await cursor.fetchall()]
     await connection.execute(_DELETE_ENTRIES, ([entry.id for entry in old],))
     rows = [entry_row(entry) for entry in sums([*before, *folded])]
-    await connection.execute(_WRITE_ENTRIES, _columns(rows))
+    if rows:
+        await connection.execute(_WRITE_ENTRIES, _columns(rows))
 
 
 def _posting(row: tuple[Any, ...]) -> Posting:
