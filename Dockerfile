@@ -16,9 +16,9 @@ COPY policies ./policies
 # A wheel first, then the wheel: the image gets what `pip install budget-proxy` gets, no more.
 RUN python -m pip wheel --no-deps --wheel-dir /src/dist .
 # A virtual environment is one folder, which the next stage copies whole, at the same place: its
-# scripts name it. uvloop (the extra `speed`) is a faster event loop.
+# scripts name it. The extras: a faster event loop, and ledgers in PostgreSQL.
 RUN python -m venv /opt/venv
-RUN /opt/venv/bin/pip install --quiet "$(echo /src/dist/*.whl)[speed]"
+RUN /opt/venv/bin/pip install --quiet "$(echo /src/dist/*.whl)[speed,postgres]"
 # pip itself is of no use to a proxy, and of some to an intruder.
 RUN /opt/venv/bin/pip uninstall --yes --quiet pip
 
