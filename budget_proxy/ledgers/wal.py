@@ -5,9 +5,10 @@ to all the same, one that was emptied at the old place: each time every commit s
 checkpoint is lost at the next start, and nothing says so. So whoever commits looks, before and
 after.
 
-What is looked at: its name still leads to the file that was opened, and it has not shrunk. Another
-program may have emptied it by the book (`wal_checkpoint(TRUNCATE)`), so before it is called cut
-short, SQLite's own index (`-shm`) is asked how much of it counts.
+What is looked at: its name still leads to the file that was opened, it has not shrunk, and its
+first bytes are there. Another program may have emptied it by the book
+(`wal_checkpoint(TRUNCATE)`), so before it is called cut short, SQLite's own index (`-shm`) is asked
+how much of it counts.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ _INDEX = struct.Struct("=I10xHI")
 """The head of the index (sqlite.org/walformat.html): its version, the size of a page in bytes (1
 stands for 65,536), and how many frames the log has."""
 _INDEX_VERSION = 3_007_000
+_MAGIC = (b"\x37\x7f\x06\x82", b"\x37\x7f\x06\x83")
+"""The first bytes of a log that holds anything."""
 _HEAD_BYTES, _FRAME_HEAD_BYTES = 32, 24
 
 
@@ -35,6 +38,7 @@ class WriteAheadLog:
         self._path = Path(f"{ledger}-wal")
         self._index_path = Path(f"{ledger}-shm")
         self._index: int | None = None
+        self._log: int | None = None
         self._file: tuple[int, int] | None = None
         """Device and inode of the one that is open."""
         self._size_bytes = 0
@@ -44,18 +48,21 @@ class WriteAheadLog:
         """Take note of the log that a new connection uses. Raises sqlite3.Error, OSError."""
         # SQLite opens, or creates, it with the first reading.
         db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-        status = self._path.stat()
+        self._log = os.open(self._path, os.O_RDONLY)
+        status = os.fstat(self._log)
         self._file, self._size_bytes = (status.st_dev, status.st_ino), status.st_size
 
     def closed(self) -> None:
         """The connection is closed."""
         self._file = None
-        if self._index is not None:
-            os.close(self._index)
-            self._index = None
+        for handle in (self._index, self._log):
+            if handle is not None:
+                os.close(handle)
+        self._index = self._log = None
 
     def is_well(self) -> bool:
-        """Whether it is the file that was opened, and has not shrunk. One system call."""
+        """Whether it is the file that was opened, has not shrunk, and begins as it must. Two system
+        calls."""
         if self._trouble or self._file is None:
             return not self._trouble
         try:
@@ -65,7 +72,13 @@ class WriteAheadLog:
         if (status.st_dev, status.st_ino) != self._file or status.st_size < self._size_bytes:
             return False
         self._size_bytes = status.st_size
-        return True
+        return status.st_size == 0 or self._has_head()
+
+    def _has_head(self) -> bool:
+        """Whether its first bytes are there: what was emptied while a commit was being written is
+        as long as ever after it, with nothing in front."""
+        assert self._log is not None, "it is open"
+        return os.pread(self._log, 4, 0) in _MAGIC
 
     def look(self, db: sqlite3.Connection, *, alone: bool) -> None:
         """Raise LedgerDownError, now and from then on, where commits would be lost.
@@ -113,7 +126,9 @@ class WriteAheadLog:
 
     def _is_cut(self) -> bool:
         needed = self._needed_bytes()
-        return needed is None or self._path.stat().st_size < needed
+        if not needed:
+            return needed is None
+        return self._path.stat().st_size < needed or not self._has_head()
 
     def _needed_bytes(self) -> int | None:
         """How long the log must be by SQLite's index; None: the index cannot be read."""

@@ -720,6 +720,13 @@ def cut(log: Path) -> None:
     os.truncate(log, log.stat().st_size - 5000)
 
 
+def hollow_out(log: Path) -> None:
+    """As if it was emptied while a commit was on its way into it: as long as before."""
+    size = log.stat().st_size
+    os.truncate(log, 0)
+    os.truncate(log, size)
+
+
 LOG_ACCIDENTS: list[tuple[Callable[[Path], None], str, bool]] = [
     (take_away, "ledger.db-wal was deleted .* Nothing is lost. Restart budget-proxy$", True),
     (move_away, "ledger.db-wal was deleted .* Nothing is lost. Restart budget-proxy$", True),
@@ -727,6 +734,7 @@ LOG_ACCIDENTS: list[tuple[Callable[[Path], None], str, bool]] = [
     (put_an_old_one, "was replaced .* Nothing is lost. Stop budget-proxy, delete that file", True),
     (empty, "was cut short .* Restart budget-proxy, and compare its accounts with the", False),
     (cut, "was cut short .* Restart budget-proxy, and compare its accounts with the", False),
+    (hollow_out, "was cut short .* Restart budget-proxy, and compare its accounts with", False),
 ]
 """What happens to the log, what the error says, and whether all commits are there afterwards."""
 ACCIDENTS = pytest.mark.parametrize(
