@@ -126,7 +126,7 @@ class Arrivals:
         )
         reading = self._reading(upstream, tuple(route for route, _ in routes))
         if reading.beside:
-            check_first_lines(reading.beside, inner, call.headers)
+            check_first_lines(reading.beside, inner, _passed(upstream, call.headers))
         traceparent, retry = marks(headers)
         return Arrival(
             upstream=upstream,
@@ -155,16 +155,20 @@ class Arrivals:
 _LENGTH = len(b"content-length")
 
 
+def _passed(upstream: Upstream, headers: header_rules.HeaderList) -> header_rules.HeaderList:
+    """The caller's headers that go on to the upstream."""
+    return header_rules.to_upstream(
+        headers, keep=credential.kept(upstream), credential=None, codings=None
+    )
+
+
 def _seen(upstream: Upstream, headers: header_rules.HeaderList) -> Index:
     """The caller's headers that the upstream will see, from which all is read that decides what a
     call costs and who pays. A header that `Connection` names ends here, so a figure in it is one
     that the upstream never sees; to refuse such a request would refuse honest proxies, which name
     headers of their own."""
-    forwarded = header_rules.to_upstream(
-        headers, keep=credential.kept(upstream), credential=None, codings=None
-    )
     ours = credential.header(upstream)
-    found = header_rules.by_name(forwarded)
+    found = header_rules.by_name(_passed(upstream, headers))
     return found if ours is None else found.without(ours[0].lower())
 
 
