@@ -104,6 +104,10 @@ class WriteAheadLog:
             return self._lost(db, "replaced", alone)
         # Twice, since whoever empties it by the book needs an instant for both files.
         if self._is_cut() and self._is_cut():
+            if not self._has_head():
+                # Whoever closes would copy what is not there any more into the ledger, as zeros; of
+                # an empty log nothing can be copied.
+                os.truncate(self._path, 0)
             return (
                 f"{self._path} was cut short while it was in use, and the latest commits may be "
                 "lost. Restart budget-proxy, and compare its accounts with the providers' figures"
