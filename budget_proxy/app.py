@@ -34,10 +34,12 @@ from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.learned import Learned
 from budget_proxy.correction import adjusted_account, correction_for
+from budget_proxy.fail_open import FailOpen
 from budget_proxy.ledgers import SQLITE, BudgetRow, Clock, LedgerDownError, ledger_path
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.listener import WHOLE_BODY_TIMES, Listener
+from budget_proxy.loss_file import LossFile
 from budget_proxy.metrics import Metrics
 from budget_proxy.policy import PolicyError
 from budget_proxy.proxy import Proxy
@@ -105,8 +107,10 @@ class App:
         ledger = SqliteLedger.open(ledger_path(self.house.ledger), clock=self._clock, sole=True)
         self._ledger = ledger
         self._commit = GroupCommit(ledger, on_change=self._ledger_changed)
+        self._fail_open = FailOpen(LossFile(_loss_file(self.house)), self._commit, self._emit)
         self._binding = Binding(self.house.budgets)
         self._roster = Roster(self._clock)
+        await self._book_losses()
         presumed = await janitor.recover(ledger, self._commit, self._emit)
         if presumed:
             logger.warning(
@@ -132,7 +136,12 @@ class App:
     def _build(self) -> None:
         self._switchboard = Switchboard()
         self._admission = Admission(
-            self._commit, self._binding, self.house.waiting, clock=self._clock, emit=self._emit
+            self._commit,
+            self._binding,
+            self.house.waiting,
+            clock=self._clock,
+            emit=self._emit,
+            fail_open=self._fail_open,
         )
         self._proxy = Proxy(
             self.house,
@@ -140,6 +149,7 @@ class App:
             switchboard=self._switchboard,
             admission=self._admission,
             ledger=self._commit,
+            fail_open=self._fail_open,
             learned=self._learned,
             admits=self._roster,
             owner=self._owner,
@@ -166,6 +176,7 @@ class App:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LAND_S):
                     await self._commit.settled()
+                    await self._fail_open.settled()
             await self._switchboard.close()
         tasks = [*self._tasks.values(), *self._retiring]
         for task in tasks:
@@ -174,9 +185,16 @@ class App:
         if self._admin is not None:
             await self._admin.cleanup()
         if self._ledger is not None:
+            self._fail_open.close()
             await self._ledger.close()
         if self._call_log is not None:
             self._call_log.close(LAND_S)
+
+    async def _book_losses(self) -> None:
+        """Before what dead owners left is settled: what they let through is theirs too."""
+        booked = await self._fail_open.book()
+        if booked:
+            logger.warning("%d calls that passed without the ledger are booked in it", booked)
 
     def _keep_house(self, ledger: SqliteLedger) -> Coroutine[Any, Any, None]:
         return janitor.keep(
@@ -265,7 +283,7 @@ class App:
         return mistakes
 
     def _check_reloadable(self, house: House) -> None:
-        for name in ("listen", "admin", "ledger", "tls", "limits", "admin_token"):
+        for name in ("listen", "admin", "ledger", "loss_file", "tls", "limits", "admin_token"):
             if getattr(house, name) != getattr(self.house, name):
                 raise CannotReloadError(f"{name}: cannot change while serving; restart for that")
 
@@ -343,6 +361,13 @@ def _repriced(old: House, new: House) -> set[str]:
 def _warn(notes: Sequence[str]) -> None:
     for note in notes:
         logger.warning("%s", note)
+
+
+def _loss_file(house: House) -> Path:
+    """Where the policy says; beside the file itself, whoever names it by a link."""
+    if house.loss_file or not house.ledger.startswith(SQLITE):
+        return Path(house.loss_file or "budget-proxy.loss")
+    return Path(os.path.realpath(ledger_path(house.ledger)) + ".loss")
 
 
 def with_ledger(house: House, path: Path) -> House:
