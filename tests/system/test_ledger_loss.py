@@ -31,9 +31,7 @@ from budget_proxy import fail_open
 from budget_proxy.app import App
 from budget_proxy.core.book import Entry
 from budget_proxy.core.events import FailedOpen, InvariantBroken
-from budget_proxy.fail_open import ANSWER_S
 from budget_proxy.ledgers import group, sqlite
-from budget_proxy.ledgers.group import HOLD_WAIT_S
 from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.records import readable
 
@@ -41,7 +39,6 @@ CALL = 5_000_000
 ALLOWS = "budgets: {cap: {limit: 1 USD, on_ledger_loss: {allow: 0.020 USD}}}\n"
 REFUSES = "budgets: {cap: {limit: 1 USD}}\n"
 PER_REQUEST = "single: {limit: 1 USD, per: request}"
-BOUND_S = 0.25
 """What is promised of refusals. Machines that test have other things to do as well, so here only
 the sum of the waits we set ourselves is held against it."""
 
@@ -259,9 +256,8 @@ def test_while_the_ledger_hangs_nobody_waits_and_the_proxy_stays_in_service(
     asyncio.run(story())
 
 
-def test_the_waits_of_a_refusal_come_to_less_than_what_is_promised() -> None:
-    assert HOLD_WAIT_S + ANSWER_S < BOUND_S
-    assert group.RETRY_MOST_S + sqlite.LOCK_WAIT_S < 5.0, "and it is back within 5 s"
+def test_a_ledger_that_is_back_is_used_within_5_s() -> None:
+    assert group.RETRY_MOST_S + sqlite.LOCK_WAIT_S < 5.0
 
 
 def test_a_call_under_way_when_the_ledger_comes_back_is_held_in_it_and_then_settled(
@@ -278,7 +274,8 @@ def test_a_call_under_way_when_the_ledger_comes_back_is_held_in_it_and_then_sett
             await back(rig)
             [hold] = await rig.app._open_ledger.holds()
             assert hold.id.endswith("/fail_open")
-            assert (tmp_path / "ledger.db.loss").stat().st_size == 0, "the ledger has it now"
+            # The ledger has it now.
+            await rig.until(lambda: (tmp_path / "ledger.db.loss").stat().st_size == 0)
             gate.opened.set()
             assert await call == 200
             [entry] = await rig.entries()
