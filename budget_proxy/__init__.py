@@ -9,7 +9,8 @@ The path of a request, file by file:
       core.tariff   which route of the upstream's tariff it is
       core.estimate what it can cost at most (`core.learned`: raised where that was too low)
       core.binding  which budgets it touches
-      admission     holds that amount in all of them, or refuses, or lets it wait (`waitlist`)
+      admission     holds that amount in all of them, or refuses, or lets it wait (`waitlist`);
+                    without a ledger, what budgets allow passes (`fail_open`, `loss_file`)
       upstream      forwards it and brings the answer back
       core.meter    reads the actual figures from a copy
       core.settlement  which row of the outcome table ends it
@@ -17,11 +18,11 @@ The path of a request, file by file:
     metrics, call_log   read the events
 
 Around it: `policy` (the YAML file), `catalogue` (model prices), `ledgers` (the durable book, as
-`core.book` decides), `opening`, `relearning` and `janitor` (start and upkeep of the ledger),
-`admin` (the other port), `app` (wiring), `correction` and `upkeep` (what people ask of a ledger),
-`__main__` (the command line), `sandbox` (an upstream to test against). With several processes:
-`supervisor` keeps the ledger, each `worker` answers calls, a `channel` joins them, `pooling` adds
-up their figures.
+`core.book` decides), `opening`, `relearning`, `janitor` and `folding` (start and upkeep of the
+ledger), `admin` (the other port), `app` (wiring), `correction`, `upkeep` and `export` (what people
+ask of a ledger), `__main__` (the command line), `sandbox` (an upstream to test against). With
+several processes: `supervisor` keeps the ledger, each `worker` answers calls, a `channel` joins
+them, `pooling` adds up their figures.
 """
 
 __version__ = "0.1.0"

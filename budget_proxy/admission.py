@@ -21,6 +21,7 @@ from budget_proxy.core.events import Event, WaitEnded
 from budget_proxy.core.house import Service, Waiting
 from budget_proxy.core.refusal import MAX_RETRY_AFTER_S, Reason, Refusal, Shortfall
 from budget_proxy.core.shortfall import Wait, decide, refusal_for
+from budget_proxy.fail_open import FailOpen
 from budget_proxy.ledgers import Clock, LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.waitlist import Purse, Ticket, Waitlist
@@ -62,7 +63,10 @@ class Admission:
         *,
         clock: Clock,
         emit: Callable[[Event], None],
+        fail_open: FailOpen | None = None,
     ) -> None:
+        """`fail_open`: the way past a ledger that is down."""
+        self._fail_open = fail_open
         self._ledger = ledger
         self._binding = binding
         self._clock = clock
@@ -112,6 +116,9 @@ class Admission:
             # Reloaded meanwhile. Who only now gets in line would keep the old limits there.
             request, binding = self._under_now(request, binding), self._binding
         else:
+            if outcome is LEDGER_DOWN and self._fail_open is not None:
+                passed = await self._fail_open.lets_pass(request.hold, self._binding.budgets)
+                return passed or LEDGER_DOWN, 0.0
             return outcome, 0.0
         decision = self._decide(outcome.shortfalls, request, self._clock())
         if isinstance(decision, Refusal):

@@ -39,6 +39,7 @@ from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.learned import Learned
 from budget_proxy.correction import adjusted_account, correction_for
+from budget_proxy.fail_open import FailOpen
 from budget_proxy.ledgers import (
     SQLITE,
     BudgetRow,
@@ -47,10 +48,12 @@ from budget_proxy.ledgers import (
     LedgerDownError,
     is_shared,
     ledger_name,
+    ledger_path,
 )
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.opener import open_ledger
 from budget_proxy.listener import WHOLE_BODY_TIMES, Listener, bind
+from budget_proxy.loss_file import LossFile
 from budget_proxy.metrics import Metrics
 from budget_proxy.policy import PolicyError
 from budget_proxy.pooling import Snapshot
@@ -145,6 +148,7 @@ class App:
         self._loop = asyncio.get_running_loop()
         self._ledger = await open_ledger(self.house.ledger, clock=self._clock, sole=self._keeps)
         self._commit = GroupCommit(self._ledger, on_change=self._ledger_changed)
+        self._fail_open = FailOpen(LossFile(_loss_file(self.house)), self._commit, self._emit)
         self._binding = Binding(self.house.budgets)
         self._roster = Roster(self._clock)
         if self._keeps:
@@ -168,6 +172,7 @@ class App:
     async def _take_over(self, ledger: Ledger) -> None:
         """What only the one who keeps the ledger may do: end what the dead left, and book what new
         budgets begin with."""
+        await self._book_losses()
         await self._recover(ledger)
         known = await ledger.budgets()
         _warn(await self._open_budgets(self.house, known))
@@ -185,6 +190,7 @@ class App:
         """An owner of holds has surely died: they are settled in full, now."""
         ledger = self._open_ledger
         try:
+            await self._book_losses()
             self._say_presumed(await janitor.recover(ledger, self._commit, self._emit, owner))
         except LedgerDownError as error:
             logger.error("the holds of a worker that died wait for their deadline: %s", error)
@@ -214,7 +220,12 @@ class App:
     def _build(self) -> None:
         self._switchboard = Switchboard()
         self._admission = Admission(
-            self._commit, self._binding, self.house.waiting, clock=self._clock, emit=self._emit
+            self._commit,
+            self._binding,
+            self.house.waiting,
+            clock=self._clock,
+            emit=self._emit,
+            fail_open=self._fail_open,
         )
         self._proxy = Proxy(
             self.house,
@@ -222,6 +233,7 @@ class App:
             switchboard=self._switchboard,
             admission=self._admission,
             ledger=self._commit,
+            fail_open=self._fail_open,
             learned=self._learned,
             admits=self._roster,
             owner=self._owner,
@@ -255,6 +267,7 @@ class App:
             await self._admin.cleanup()
         if self._ledger is not None:
             await self._landed()
+            self._fail_open.close()
             await self._ledger.close()
         if self._call_log is not None:
             self._call_log.close(LAND_S)
@@ -263,6 +276,13 @@ class App:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(LAND_S):
                 await self._commit.settled()
+                await self._fail_open.settled()
+
+    async def _book_losses(self) -> None:
+        """Before what dead owners left is settled: what they let through is theirs too."""
+        booked = await self._fail_open.book()
+        if booked:
+            logger.warning("%d calls that passed without the ledger are booked in it", booked)
 
     def _keep_house(self, ledger: Ledger) -> Coroutine[Any, Any, None]:
         return janitor.keep(
@@ -384,7 +404,7 @@ class App:
         return mistakes
 
     def _check_reloadable(self, house: House) -> None:
-        for name in ("listen", "admin", "ledger", "tls", "limits", "admin_token"):
+        for name in ("listen", "admin", "ledger", "loss_file", "tls", "limits", "admin_token"):
             if getattr(house, name) != getattr(self.house, name):
                 raise CannotReloadError(f"{name}: cannot change while serving; restart for that")
 
@@ -479,6 +499,13 @@ def _repriced(old: House, new: House) -> set[str]:
 def _warn(notes: Sequence[str]) -> None:
     for note in notes:
         logger.warning("%s", note)
+
+
+def _loss_file(house: House) -> Path:
+    """Where the policy says; beside the file itself, whoever names it by a link."""
+    if house.loss_file or not house.ledger.startswith(SQLITE):
+        return Path(house.loss_file or "budget-proxy.loss")
+    return Path(os.path.realpath(ledger_path(house.ledger)) + ".loss")
 
 
 def with_ledger(house: House, path: Path) -> House:

@@ -25,6 +25,7 @@ from budget_proxy.core.events import (
     CallEnded,
     CeilingMoved,
     Event,
+    FailedOpen,
     HoldPresumed,
     InvariantBroken,
     LedgerChanged,
@@ -200,6 +201,9 @@ def _described(event: Event) -> tuple[str, str, dict[str, Any]]:
         case HoldPresumed(hold_id, upstream, why):
             fields = {"hold_id": _short(hold_id), "upstream": upstream, "why": why}
             return "hold_presumed", "warning", fields
+        case FailedOpen(budget, payer, unit, amount):
+            fields = {"budget": budget, "payer": _short(payer), "unit": unit}
+            return "failed_open", "warning", fields | {"amount": exact(amount, unit)}
         case CeilingMoved():
             return _ceiling(event)
         case UpstreamFailed(upstream, kind):

@@ -52,6 +52,7 @@ from budget_proxy.core.events import (
     CallEnded,
     CeilingMoved,
     Event,
+    FailedOpen,
     HoldPresumed,
     InvariantBroken,
     LedgerChanged,
@@ -184,6 +185,19 @@ FAMILIES: tuple[Family, ...] = (
         "counter",
         ("why",),
         "Holds that nobody ended and that were settled in full: owner_dead (a crash) or deadline.",
+    ),
+    Family(
+        "budget_proxy_fail_open_total",
+        "counter",
+        ("budget",),
+        "Calls that a budget let pass while the ledger could not be written (on_ledger_loss).",
+    ),
+    Family(
+        "budget_proxy_fail_open_amount_total",
+        "counter",
+        ("budget", "unit"),
+        "What was held for calls that passed while the ledger could not be written, in whole"
+        " units.",
     ),
     Family(
         "budget_proxy_unknown_outcomes_total",
@@ -345,6 +359,7 @@ class Metrics:
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             CallEnded: self._call_ended,
             CeilingMoved: _nothing,  # what is in force is asked for at the scrape
+            FailedOpen: self._failed_open,
             HoldPresumed: self._hold_presumed,
             UpstreamFailed: self._upstream_failed,
             WaitEnded: self._wait_ended,
@@ -404,6 +419,8 @@ class Metrics:
         self._wait = self._histogram("budget_proxy_wait_seconds", _SECONDS_BUCKETS).of()
         self._waits = self._counter("budget_proxy_waits_total")
         self._presumed = self._counter("budget_proxy_presumed_holds_total")
+        self._fail_open = self._counter("budget_proxy_fail_open_total")
+        self._fail_open_amount = self._counter("budget_proxy_fail_open_amount_total")
         self._reloads = self._counter("budget_proxy_policy_reloads_total")
         name = "budget_proxy_invariant_violations_total"
         self._invariants = Counter(name, _BY_NAME[name].help, registry=self.registry)
@@ -470,6 +487,11 @@ class Metrics:
     def _wait_ended(self, event: WaitEnded) -> None:
         self._wait.observe(event.waited_s)
         self._waits.of(event.budget, event.how).inc()
+
+    def _failed_open(self, event: FailedOpen) -> None:
+        self._fail_open.of(event.budget).inc()
+        amount = event.amount / scale_of(event.unit)
+        self._fail_open_amount.of(event.budget, event.unit).inc(amount)
 
     def _ledger_changed(self, event: LedgerChanged) -> None:
         self._ledger_up = event.up

@@ -55,6 +55,7 @@ from budget_proxy.core.refusal import MONEY_REASONS, Reason, Refusal, RefusedErr
 from budget_proxy.core.settlement import Course, settle
 from budget_proxy.core.tariff import Document, Route
 from budget_proxy.dialects import render
+from budget_proxy.fail_open import FailOpen
 from budget_proxy.ledgers import Clock
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.records import about_call, result_of
@@ -86,6 +87,7 @@ class Proxy:
         switchboard: Switchboard,
         admission: Admission,
         ledger: GroupCommit,
+        fail_open: FailOpen,
         learned: Learned,
         admits: Roster,
         owner: str,
@@ -99,6 +101,7 @@ class Proxy:
         self._switchboard = switchboard
         self._admission = admission
         self._ledger = ledger
+        self._fail_open = fail_open
         self._learned = learned
         self._admits = admits
         self._owner = owner
@@ -249,7 +252,7 @@ class Proxy:
             if call.gone:
                 raise CallerGoneError
             raise RefusedError(answer)
-        trail.held, trail.reported = True, answer.reported
+        trail.held, trail.hold_id, trail.reported = True, answer.id, answer.reported
         if call.gone:
             self._settle(order, trail, Course(sent=False))
             raise CallerGoneError
@@ -358,10 +361,11 @@ class Proxy:
         result = result_of(settlement, course.status)
         operation: Settle | Release
         if settlement.amounts is None:
-            operation = Release(trail.call_id, settlement.rule, result)
+            operation = Release(trail.hold_id, settlement.rule, result)
         else:
-            operation = Settle(trail.call_id, settlement.amounts, settlement.rule, result)
-        self._ledger.land(operation).add_done_callback(self._landed)
+            operation = Settle(trail.hold_id, settlement.amounts, settlement.rule, result)
+        ledger = self._ledger if trail.hold_id == trail.call_id else self._fail_open
+        ledger.land(operation).add_done_callback(self._landed)
 
     def _landed(self, done: asyncio.Future[Outcome]) -> None:
         if done.cancelled():

@@ -44,6 +44,9 @@ def series_of(house: House) -> Iterator[Series]:
 def _of_budget(budget: Budget) -> Iterator[Series]:
     yield "budget_proxy_overruns_total", (budget.name,)
     yield "budget_proxy_overrun_amount_total", (budget.name, budget.unit)
+    if budget.loss_allowance is not None:
+        yield "budget_proxy_fail_open_total", (budget.name,)
+        yield "budget_proxy_fail_open_amount_total", (budget.name, budget.unit)
     if budget.on_shortfall == "report":
         yield "budget_proxy_reported_total", (budget.name,)
         return

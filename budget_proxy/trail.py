@@ -62,6 +62,8 @@ class Trail:
     failure: str = ""
     settlement: Settlement | None = None
     held: bool = False
+    hold_id: str = ""
+    """The call's own id; another where it passed without the ledger."""
     reported: tuple[Shortfall, ...] = ()
     stages: dict[Stage, float] = field(default_factory=dict)
     bytes_in: int = 0

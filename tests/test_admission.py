@@ -41,7 +41,7 @@ class Door:
         self.now_s = NOW_S
         self.events: list[Event] = []
         self.ledger = ScriptedLedger(*script, clock=lambda: self.now_s)
-        self.commit = GroupCommit(self.ledger, deadline_s=SOON_S)
+        self.commit = GroupCommit(self.ledger, deadline_s=SOON_S, hold_s=SOON_S)
         self.budgets = budgets or (budget(),)
         self.bounds = Waiting(**bounds)
         self.admission = Admission(

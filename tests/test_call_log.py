@@ -19,6 +19,7 @@ from budget_proxy.core.events import (
     CallEnded,
     CeilingMoved,
     Event,
+    FailedOpen,
     HoldPresumed,
     InvariantBroken,
     LedgerChanged,
@@ -166,6 +167,17 @@ def test_levels_of_calls(outcome: str, level: str) -> None:
                 "hold_id": "h1",
                 "upstream": "openai",
                 "why": "deadline",
+            },
+        ),
+        (
+            FailedOpen("company", "ada", "USD", 4_200_000),
+            {
+                "event": "failed_open",
+                "level": "warning",
+                "budget": "company",
+                "payer": "ada",
+                "unit": "USD",
+                "amount": "0.0042",
             },
         ),
         (

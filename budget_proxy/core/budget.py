@@ -97,6 +97,8 @@ class Budget:
     max_payers: int | None = None
     was: str | None = None
     opening: Opening = "history"
+    loss_allowance: int | None = None
+    """Steps that each account may let through while the ledger is down; None: nothing."""
 
     def binds(self, facts: Facts) -> bool:
         """Whether this budget pays for such a call."""

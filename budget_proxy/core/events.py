@@ -106,6 +106,17 @@ class LedgerChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class FailedOpen:
+    """A call passed while the ledger could not be written: what that takes of one allowance, in
+    steps."""
+
+    budget: str
+    payer: str
+    unit: str
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
 class InvariantBroken:
     """A promise did not hold; must never happen."""
 
@@ -141,6 +152,7 @@ class CeilingMoved:
 Event = (
     CallEnded
     | CeilingMoved
+    | FailedOpen
     | HoldPresumed
     | UpstreamFailed
     | WaitEnded

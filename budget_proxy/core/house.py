@@ -123,6 +123,8 @@ class House:
     hosts: tuple[str, ...] = ()
     """Host names served; empty: any well-formed one."""
     metrics_max_accounts: int = 1000
+    loss_file: str = ""
+    """Where calls are noted that pass without the ledger; empty: beside it."""
     retention_s: float = RETENTION_S
     """How long the ledger keeps entries, and accounts whose window has ended."""
     services_by_digest: Mapping[bytes, Service] = field(init=False, repr=False, compare=False)

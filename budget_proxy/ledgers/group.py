@@ -1,9 +1,12 @@
 """Group commit: operations that arrive while a commit runs go into the next one together.
 
-Two promises beyond that of the ledger:
+Three promises beyond that of the ledger:
 - `commit` answers or raises LedgerDownError; it never waits longer than `deadline_s` for the
   commit it is in, and as long for the one before it; a hold that lands after its caller was told
   so is given back by itself;
+- `hold`, for which a caller waits, does so for `hold_s`: a ledger that takes longer is down for
+  calls, and those that come until it answers are told so at once. Only the commit before, which
+  was answered in time, can come on top;
 - what is given to `land` (settlements, releases) is tried again until it is in the ledger, in
   order, before anything that came later.
 """
@@ -11,16 +14,22 @@ Two promises beyond that of the ledger:
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 
 from budget_proxy.core.book import Hold, Operation, Outcome, Short
-from budget_proxy.ledgers import Ledger
+from budget_proxy.ledgers import Ledger, LedgerDownError
 from budget_proxy.ledgers.pending import Asked, Pending
 
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
 STALLED_TURN_S = 0.2
-"""How long a new caller waits for a store that is known to hang."""
+"""How long what is no call waits for a store that is known to hang."""
+LATE = 0.3
+"""By which part of its time an alarm may be late before the delay is called ours."""
+HOLD_WAIT_S = 1.0
+"""How long a call waits for the commit of its hold: many times what a healthy store needs, and
+longer than a disk or a lock that is only busy keeps it."""
 
 
 class GroupCommit:
@@ -31,10 +40,14 @@ class GroupCommit:
         ledger: Ledger,
         *,
         deadline_s: float = 2.0,
+        hold_s: float | None = None,
         on_change: Callable[[bool, str], None] = lambda _up, _why: None,
     ) -> None:
         self._ledger = ledger
         self._deadline_s = deadline_s
+        self._hold_s = min(HOLD_WAIT_S if hold_s is None else hold_s, deadline_s)
+        self._down_why = ""
+        """While the next commit is not soon: why calls are refused at once."""
         self._on_change = on_change
         self._pending = Pending()
         self._task: asyncio.Task[None] | None = None
@@ -55,7 +68,7 @@ class GroupCommit:
         """Take a hold; at once the refusal of one that surely does not fit."""
         if self._task is None and (refused := self._ledger.glance(operation)) is not None:
             return refused
-        return self.commit(operation)
+        return self._enter(operation, must_land=False, is_call=True)
 
     def land(self, operation: Operation) -> asyncio.Future[Outcome]:
         """Commit one operation however long it takes; awaiting the future is optional."""
@@ -66,9 +79,14 @@ class GroupCommit:
         while self._task is not None:
             await asyncio.wait([self._task])
 
-    def _enter(self, operation: Operation, *, must_land: bool) -> asyncio.Future[Outcome]:
+    def _enter(
+        self, operation: Operation, *, must_land: bool, is_call: bool = False
+    ) -> asyncio.Future[Outcome]:
         answer: asyncio.Future[Outcome] = self._loop.create_future()
-        self._pending.add(Asked(operation, answer, must_land))
+        if is_call and self._down_why:
+            answer.set_exception(LedgerDownError(self._down_why))
+            return answer
+        self._pending.add(Asked(operation, answer, must_land, is_call))
         if self._task is None:
             self._task = self._loop.create_task(self._run(), name="group-commit")
         return answer
@@ -84,36 +102,56 @@ class GroupCommit:
             self._task = None
 
     async def _commit(self) -> None:
-        self._alarm = self._loop.call_later(self._deadline_s, self._give_up_waiting)
+        due_s = self._loop.time() + self._hold_s
+        self._alarm = self._loop.call_at(due_s, self._calls_give_up, due_s)
         try:
             outcomes = await self._ledger.commit([it.operation for it in self._pending.running])
         except Exception as error:
             self._alarm.cancel()
+            self._down_why = ""
             await self._failed(str(error) or type(error).__name__)
             return
         self._alarm.cancel()
+        self._down_why = ""
         self._retry_s = RETRY_FIRST_S
         self._changed(True, "")
         self._pending.answered(outcomes)
 
     async def _failed(self, why: str) -> None:
         self._changed(False, why)
-        if self._pending.failed(why):
+        again = self._pending.failed(why)
+        self._pending.drop_impatient(why, only_calls=True)
+        if again:
             await self._pause(why)
 
     async def _pause(self, why: str) -> None:
         """Before the next try. What came meanwhile and cannot wait is told so at once."""
         until_s = self._loop.time() + self._retry_s
         self._retry_s = min(self._retry_s * 2, RETRY_MOST_S)
+        self._down_why = why
+        self._pending.drop_impatient(why)
         while (left_s := until_s - self._loop.time()) > 0:
             await asyncio.sleep(min(left_s, 0.05))
             self._pending.drop_impatient(why)
+        self._down_why = ""
+
+    def _calls_give_up(self, due_s: float) -> None:
+        """The store has not answered in time for calls; it may yet. Others wait a while longer."""
+        if self._loop.time() - due_s > self._hold_s * LATE:
+            # It was we who had no time: the answer may be here and not yet be read.
+            self._alarm = self._loop.call_later(self._hold_s * LATE, self._calls_give_up, math.inf)
+            return
+        more_s = self._deadline_s - self._hold_s
+        self._alarm = self._loop.call_later(more_s, self._give_up_waiting)
+        why = self._down_why = f"the ledger did not answer within {self._hold_s:g} s"
+        self._changed(False, why)
+        self._pending.refuse_running(why, only_calls=True)
+        self._pending.drop_impatient(why, only_calls=True)
 
     def _give_up_waiting(self) -> None:
-        """The store has not answered in time; it may yet. Until then nobody is kept waiting."""
+        """Nobody else is kept waiting either, until the store answers."""
         self._alarm = self._loop.call_later(STALLED_TURN_S, self._give_up_waiting)
         why = f"the ledger did not answer within {self._deadline_s:g} s"
-        self._changed(False, why)
         self._pending.refuse_running(why)
         self._pending.drop_impatient(why)
 

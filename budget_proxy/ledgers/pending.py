@@ -57,6 +57,8 @@ class Asked(NamedTuple):
     operation: Operation
     answer: Answer
     must_land: bool = False
+    is_call: bool = False
+    """Somebody waits for it who is to be told soon."""
     again: bool = False
     """An earlier attempt failed, and may have landed all the same."""
 
@@ -92,7 +94,7 @@ class Pending:
             if asked.again and isinstance(outcome, AlreadyEnded):
                 outcome = Ended(outcome.kind)
             asked.answer.set_result(outcome)
-        elif isinstance(outcome, Held):
+        elif isinstance(outcome, Held) and not asked.must_land:
             # Its caller was told that the ledger is down, or went away while we committed.
             self.add(Asked(Release(asked.operation.id, "nobody_waited"), _NOBODY, must_land=True))
 
@@ -105,24 +107,29 @@ class Pending:
         kept += [
             Asked(Release(asked.operation.id, "commit_failed"), _NOBODY, must_land=True)
             for asked in self.running
-            if isinstance(asked.operation, Hold)
+            if isinstance(asked.operation, Hold) and not asked.must_land
         ]
         self._line.extendleft(reversed(kept))
         return bool(kept)
 
-    def refuse_running(self, why: str) -> None:
+    def refuse_running(self, why: str, *, only_calls: bool = False) -> None:
         """Those in the batch who cannot wait longer are told so; it may land all the same."""
-        _refuse(self.running, why)
+        _refuse([asked for asked in self.running if _is_impatient(asked, only_calls)], why)
 
-    def drop_impatient(self, why: str) -> None:
+    def drop_impatient(self, why: str, *, only_calls: bool = False) -> None:
         """Those behind the batch who cannot wait are told so, and never get there."""
-        impatient = [asked for asked in self._line if not asked.must_land]
+        impatient = [asked for asked in self._line if _is_impatient(asked, only_calls)]
         if impatient:
-            self._line = deque(asked for asked in self._line if asked.must_land)
+            kept = [asked for asked in self._line if not _is_impatient(asked, only_calls)]
+            self._line = deque(kept)
             _refuse(impatient, why)
+
+
+def _is_impatient(asked: Asked, only_calls: bool) -> bool:
+    return asked.is_call if only_calls else not asked.must_land
 
 
 def _refuse(those: Iterable[Asked], why: str) -> None:
     for asked in those:
-        if not asked.must_land and not asked.answer.done():
+        if not asked.answer.done():
             asked.answer.set_exception(LedgerDownError(why))

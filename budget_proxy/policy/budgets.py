@@ -91,6 +91,7 @@ def build_budget(spot: Spot, name: str, entry: BudgetEntry, scope: Scope) -> Bud
         max_payers=entry.max_payers,
         was=entry.was,
         opening=entry.opening or "history",
+        loss_allowance=_loss_allowance(spot, entry),
     )
 
 
@@ -112,6 +113,20 @@ def _check_window(spot: Spot, entry: BudgetEntry) -> None:
 def _check_waiting(spot: Spot, entry: BudgetEntry) -> None:
     if entry.max_wait is not None and entry.on_shortfall != "wait":
         spot.wrong_key("max_wait", "`max_wait` needs `on_shortfall: wait`")
+
+
+def _loss_allowance(spot: Spot, entry: BudgetEntry) -> int | None:
+    given = entry.on_ledger_loss
+    if given is None or isinstance(given, str):
+        return None
+    here = spot.at("on_ledger_loss")
+    if entry.per == "request":
+        here.wrong("a limit per request needs no ledger")
+    elif entry.on_shortfall == "report":
+        here.wrong("a budget that only reports is never in the way")
+    if given.allow.unit != entry.limit.unit:
+        here.at("allow").wrong(f"must be in {quoted(entry.limit.unit)}, as the limit is")
+    return given.allow.steps
 
 
 def _check_payers(spot: Spot, entry: BudgetEntry, parts: tuple[PayerPart, ...]) -> None:

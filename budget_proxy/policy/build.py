@@ -199,6 +199,7 @@ class _Builder:
             admin_token=self._admin_token(admin[0]),
             hosts=hosts,
             **self._metrics(),
+            loss_file=entry.loss_file or "",
             retention_s=RETENTION_S if entry.retention is None else entry.retention,
         )
 

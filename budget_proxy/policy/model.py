@@ -53,6 +53,14 @@ class ChargeEntry(Entry):
     charge: Money = Field(description="What each such call is charged, as in 0.10 USD.")
 
 
+class AllowEntry(Entry):
+    """So much may pass without the ledger."""
+
+    allow: Money = Field(
+        description="What each account may let through on each machine until the ledger is back."
+    )
+
+
 class TimeoutsEntry(Entry):
     """How long each part of a call may take."""
 
@@ -191,6 +199,12 @@ class BudgetEntry(Entry):
     opening: Opening | None = Field(
         None, description="What a new budget starts with: history (default), or zero."
     )
+    on_ledger_loss: (
+        Annotated[Annotated[Literal["refuse"], TEXT] | Annotated[AllowEntry, MAPPING], BY_SHAPE]
+        | None
+    ) = Field(
+        None, description="While the ledger cannot be written: refuse (default), {allow: ...}."
+    )
 
 
 class LimitsEntry(Entry):
@@ -264,6 +278,11 @@ class PolicyEntry(Entry):
     )
     hosts: Texts | None = Field(None, description="Host names served; none: any.")
     metrics: MetricsEntry | None = Field(None, description="Bounds of the metrics.")
+    loss_file: Text | None = Field(
+        None,
+        description="Where calls are noted that pass without the ledger, one file per machine. "
+        "Default: the ledger's name and .loss.",
+    )
     retention: Days | None = Field(
         None,
         description="How long the ledger keeps entries, and accounts whose window has ended; at "

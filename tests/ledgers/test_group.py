@@ -61,7 +61,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     monkeypatch.setattr(group, "RETRY_MOST_S", 0.02)
     monkeypatch.setattr(group, "STALLED_TURN_S", 0.01)
 
-    def run(story: Story, *script: str, deadline_s: float = SOON_S) -> list[str]:
+    def run(
+        story: Story, *script: str, deadline_s: float = SOON_S, hold_s: float = SOON_S
+    ) -> list[str]:
         changes: list[str] = []
 
         async def whole() -> None:
@@ -71,6 +73,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             commit = GroupCommit(
                 ledger,
                 deadline_s=deadline_s,
+                hold_s=hold_s,
                 on_change=lambda up, why: changes.append("up" if up else f"down: {why}"),
             )
             await soon(story(commit, ledger))
@@ -326,6 +329,48 @@ def test_a_commit_that_is_over_raises_no_alarm(told: Any) -> None:
         assert commit.up
 
     assert told(story, "ok", "fails", deadline_s=0.02) == ["down: no disk", "up"]
+
+
+def test_calls_are_told_sooner_than_others_and_at_once_while_the_store_hangs(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        first, other = commit.hold(hold("1", 60)), commit.commit(Presume("9", "deadline"))
+        assert isinstance(first, asyncio.Future)
+        with down() as caught:
+            await soon(first)
+        assert str(caught.value) == "the ledger did not answer within 0.02 s"
+        assert not commit.up
+        for name in "345":
+            answer = commit.hold(hold(name))
+            assert isinstance(answer, asyncio.Future)
+            assert answer.done(), "there is nothing to wait for"
+            with down():
+                await answer
+        assert not other.done(), "what is no call has more time"
+        ledger.go_on()
+        assert isinstance(await soon(other), NoSuchHold)
+        await until(lambda: ledger.figures == [(0, 0)])
+        assert isinstance(await soon(commit.hold(hold("6"))), Held)
+        assert ledger.batches == ["H1 P9", "R1", "H6"] or ledger.batches == [
+            *("H1", "P9 R1", "H6"),
+        ]
+
+    changes = told(story, "hangs", hold_s=0.02)
+    assert changes == ["down: the ledger did not answer within 0.02 s", "up"]
+
+
+def test_a_hold_that_must_land_is_tried_again_and_never_given_back(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        held = commit.land(hold("1", 60))
+        ended = commit.land(settle("1", 7))
+        assert isinstance(await soon(held), Ended), "its repetition found both done"
+        assert await soon(ended) == Ended("settled")
+        assert ledger.figures == [(7, 0)]
+        assert set(" ".join(ledger.batches).split()) == {"H1", "S1"}
+        commit.land(hold("2", 5)).cancel()
+        await commit.settled()
+        assert ledger.figures == [(7, 5)]
+
+    assert told(story, "fails", "lands", "fails") == ["down: no disk", "up"]
 
 
 # -- callers who go away -------------------------------------------------------------------------

@@ -1,0 +1,55 @@
+"""Whether a call may pass while the ledger cannot be written: the strictest budget decides. Pure.
+
+A budget that says `on_ledger_loss: {allow: ...}` lets through so much in each of its accounts, on
+each machine, until the ledger is back and has it booked. What counts is the hold of a call under
+way, and what it really cost once that is known.
+
+- One budget that refuses (the default) refuses; so does a call that no budget lets through by name.
+- A limit per request needs no ledger: it is kept as ever. Report mode is never in the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from budget_proxy.core.book import Leg
+from budget_proxy.core.budget import Budget
+
+Purse = tuple[str, str, str]
+"""A budget, a payer and a unit: the account without its window."""
+
+
+class Draw(NamedTuple):
+    """What a call takes of one allowance, in steps of the unit."""
+
+    purse: Purse
+    amount: int
+    allowance: int
+
+
+def draws_of(legs: Iterable[Leg], budgets: Mapping[str, Budget]) -> tuple[Draw, ...] | None:
+    """The allowances that a call takes from; None where it may not pass, whatever is left."""
+    draws = []
+    for leg in legs:
+        if not leg.enforced:
+            continue
+        if leg.amount > leg.limit:
+            return None
+        if leg.span.per == "request":
+            continue
+        budget = budgets.get(leg.budget)
+        if budget is None or budget.loss_allowance is None:
+            return None
+        draws.append(Draw(purse_of(leg), leg.amount, budget.loss_allowance))
+    return tuple(draws) or None
+
+
+def purse_of(leg: Leg) -> Purse:
+    """Where a leg is counted."""
+    return leg.budget, leg.payer, leg.unit
+
+
+def fits(draws: Sequence[Draw], let_through: Mapping[Purse, int]) -> bool:
+    """Whether every allowance has room for the call beside what was let through before."""
+    return all(let_through.get(draw.purse, 0) + draw.amount <= draw.allowance for draw in draws)

@@ -1,0 +1,87 @@
+"""Who may pass without the ledger: the strictest budget decides, to the last step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from budget_proxy.core.book import Leg
+from budget_proxy.core.budget import Budget
+from budget_proxy.core.loss import Draw, draws_of, fits
+from budget_proxy.core.window import Span
+
+TOTAL, DAY, REQUEST = Span("total"), Span("day"), Span("request")
+
+
+def budget(name: str, allowance: int | None = None, **more: Any) -> Budget:
+    return Budget(name, 1000, "USD", more.pop("span", TOTAL), loss_allowance=allowance, **more)
+
+
+def leg(name: str, amount: int = 10, **more: Any) -> Leg:
+    given = {"payer": "(all)", "unit": "USD", "span": TOTAL, "limit": 1000} | more
+    return Leg(budget=name, amount=amount, **given)
+
+
+BUDGETS = {
+    one.name: one
+    for one in (
+        budget("strict"),
+        budget("lax", 50),
+        budget("laxer", 500),
+        budget("single", span=REQUEST),
+        budget("pilot", on_shortfall="report"),
+    )
+}
+LAX, LAXER = Draw(("lax", "(all)", "USD"), 10, 50), Draw(("laxer", "(all)", "USD"), 10, 500)
+CALLS: dict[str, tuple[list[Leg], tuple[Draw, ...] | None]] = {
+    "one that allows": ([leg("lax")], (LAX,)),
+    "two that allow": ([leg("lax"), leg("laxer")], (LAX, LAXER)),
+    "one that refuses": ([leg("strict")], None),
+    "one of two that refuses": ([leg("lax"), leg("strict")], None),
+    "no budget at all": ([], None),
+    "none but a limit per request": ([leg("single", span=REQUEST)], None),
+    "a limit per request beside it": ([leg("lax"), leg("single", span=REQUEST)], (LAX,)),
+    "above a limit per request": ([leg("lax"), leg("single", 1001, span=REQUEST)], None),
+    "at a limit per request": ([leg("lax"), leg("single", 1000, span=REQUEST)], (LAX,)),
+    "above the whole limit": ([leg("laxer", 11, limit=10)], None),
+    "one that only reports": ([leg("lax"), leg("pilot", enforced=False)], (LAX,)),
+    "none but one that reports": ([leg("pilot", enforced=False)], None),
+    "a budget that is gone": ([leg("lax"), leg("gone")], None),
+}
+
+
+@pytest.mark.parametrize("case", CALLS)
+def test_the_strictest_budget_decides(case: str) -> None:
+    legs, draws = CALLS[case]
+    assert draws_of(legs, BUDGETS) == draws
+
+
+ROOM: list[tuple[int, int, int, bool]] = [
+    (0, 50, 50, True),
+    (0, 51, 50, False),
+    (40, 10, 50, True),
+    (40, 11, 50, False),
+    (49, 1, 50, True),
+    (50, 1, 50, False),
+    (50, 0, 50, True),
+    (60, 1, 50, False),
+    (10**17, 1, 10**17, False),
+    (10**17 - 1, 1, 10**17, True),
+]
+
+
+@pytest.mark.parametrize(("before", "amount", "allowance", "passes"), ROOM)
+def test_an_allowance_is_used_up_to_the_last_step(
+    before: int, amount: int, allowance: int, passes: bool
+) -> None:
+    purse = ("lax", "ada", "USD")
+    let_through = {purse: before, ("lax", "bob", "USD"): 10**18, ("lax", "ada", "EUR"): 10**18}
+    assert fits([Draw(purse, amount, allowance)], let_through) is passes
+
+
+def test_every_allowance_must_have_room() -> None:
+    assert fits([LAX, LAXER], {})
+    assert not fits([LAX, LAXER], {LAX.purse: 41})
+    assert not fits([LAX, LAXER], {LAXER.purse: 491})
+    assert fits([LAX, LAXER], {LAX.purse: 40, LAXER.purse: 490})
