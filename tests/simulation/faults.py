@@ -73,7 +73,7 @@ FAULTS = {
         pending.Pending, "failed", "if asked.must_land]", "if False]"
     ),
     "who was told that it failed keeps its hold": Fault(
-        pending.Pending, "_answer", "elif isinstance(outcome, Held):", "elif False:"
+        pending.Pending, "_answer", "elif isinstance(outcome, Held) and", "elif False and"
     ),
     "what is repeated and had landed counts as lost": Fault(
         pending.Pending, "_answer", "asked.again and", "False and"
