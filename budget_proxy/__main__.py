@@ -482,7 +482,7 @@ def _audit(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({"ok": not findings, "findings": findings}, indent=2))
     else:
-        for line in findings or [f"{options.ledger}: ok"]:
+        for line in findings or [f"{upkeep.shown(options.ledger)}: ok"]:
             print(line)
     return FAILED if findings else OK
 

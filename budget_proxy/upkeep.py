@@ -214,6 +214,11 @@ async def adjust(
     return adjusted_account(outcome, house).as_json()
 
 
+def shown(url: str) -> str:
+    """A ledger as it may be shown: as it was written, but for a password."""
+    return ledger_name(url) if is_shared(url) else url
+
+
 async def audit(url: str) -> list[str]:
     """What breaks a promise anywhere in a ledger: the first FINDINGS. Raises CannotError."""
     return await _read(url, lambda ledger: ledger.audit(FINDINGS), EXPORT_S)

@@ -77,9 +77,10 @@ def test_a_call_is_held_forwarded_and_settled(url: str, tmp_path: Path) -> None:
     asyncio.run(story())
     [entry] = run("ledger", "entries", url, cwd=tmp_path).stdout.splitlines()
     assert (json.loads(entry)["kind"], json.loads(entry)["rule"]) == ("settled", "actual")
-    for words in (("holds",), ("check",)):
-        done = run("ledger", *words, url, cwd=tmp_path)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for word, said in (("holds", ""), ("check", ": ok\n")):
+        done = run("ledger", word, url, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.endswith(said) and bool(done.stdout) is bool(said)
     words = ("adjust", "cap", "(all)", "0.1USD", "--reason", "test", "--policy", "policy.yaml")
     assert "0.105" in run("ledger", *words, cwd=tmp_path).stdout
 
