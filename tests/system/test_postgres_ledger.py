@@ -80,7 +80,8 @@ def test_a_call_is_held_forwarded_and_settled(url: str, tmp_path: Path) -> None:
     for word, said in (("holds", ""), ("check", ": ok\n")):
         done = run("ledger", word, url, cwd=tmp_path)
         assert (done.returncode, done.stderr) == (0, "")
-        assert done.stdout.endswith(said) and bool(done.stdout) is bool(said)
+        assert done.stdout.endswith(said)
+        assert bool(done.stdout) is bool(said)
     words = ("adjust", "cap", "(all)", "0.1USD", "--reason", "test", "--policy", "policy.yaml")
     assert "0.105" in run("ledger", *words, cwd=tmp_path).stdout
 
