@@ -8,7 +8,6 @@ back, by us, or by whoever starts next and finds it in the file; each step may b
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 from collections.abc import Callable, Mapping
@@ -23,6 +22,7 @@ from budget_proxy.core.events import Event, FailedOpen
 from budget_proxy.core.loss import draws_of
 from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.threads import answered
 from budget_proxy.loss_file import LossFile, Record, Unbooked, Wanted
 from budget_proxy.records import passed_without_ledger
 
@@ -187,26 +187,7 @@ class FailOpen:
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """In a thread that nobody waits for at the end: the disk may hang."""
-        answer: asyncio.Future[T] = self._loop.create_future()
-
-        def give(result: T | None, error: BaseException | None) -> None:
-            if answer.done():
-                return
-            if error is None:
-                answer.set_result(result)  # type: ignore[arg-type]
-            else:
-                answer.set_exception(error)
-
-        def job() -> None:
-            result: T | None = None
-            failed: BaseException | None = None
-            try:
-                result = work()
-            except Exception as error:
-                failed = error
-            with contextlib.suppress(RuntimeError):  # the loop is gone
-                self._loop.call_soon_threadsafe(give, result, failed)
-
+        job, answer = answered(work)
         threading.Thread(target=job, name="loss-file", daemon=True).start()
         return await answer
 

@@ -180,7 +180,7 @@ def test_no_more_than_a_page_is_in_memory(form: str, monkeypatch: pytest.MonkeyP
             lines[0] += text.count("\n")
 
         tracemalloc.start()
-        asyncio.run(export(ledger, Wanted(form), write, seen.append))  # type: ignore[arg-type]
+        asyncio.run(export(ledger, Wanted(form), write, seen.append))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert ledger.pages == entries // 100 + 1

@@ -203,7 +203,7 @@ def test_a_pass_does_a_bounded_number_of_short_steps(
 
         async def counted(self: SqliteLedger, *given: object) -> str | None:
             before = len(await self.entries(0))
-            last = await real(self, *given)  # type: ignore[arg-type]
+            last = await real(self, *given)
             steps.append(before - len(await self.entries(0)))
             return last
 

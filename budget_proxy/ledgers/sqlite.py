@@ -62,6 +62,7 @@ from budget_proxy.ledgers.rows import (
     hold_row,
     unbalanced,
 )
+from budget_proxy.ledgers.threads import answered
 from budget_proxy.ledgers.upgrade import upgrade
 from budget_proxy.ledgers.wal import WriteAheadLog
 
@@ -191,30 +192,9 @@ class SqliteLedger:
             job()
 
     def _in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[T] = loop.create_future()
-
-        def give(result: T | None, error: BaseException | None) -> None:
-            if answer.done():
-                return
-            if error is None:
-                answer.set_result(result)  # type: ignore[arg-type]
-            else:
-                answer.set_exception(error)
-
-        def job() -> None:
-            result: T | None = None
-            error: BaseException | None = None
-            try:
-                result = work()
-            except Exception as failure:
-                error = failure
-            # The loop is gone only when the whole process is going.
-            with contextlib.suppress(RuntimeError):
-                loop.call_soon_threadsafe(give, result, error)
-
         if self._closed:
             raise LedgerDownError(f"{self._path} is closed")
+        job, answer = answered(work)
         self._jobs.put(job)
         return answer
 

@@ -129,7 +129,7 @@ def commits(rounds: int, _seconds: float) -> dict[str, object]:
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/ledger.db"
             results = _spawned(_paced, path, 4)
-            took = sorted(seconds for result in results for seconds in result)  # type: ignore[attr-defined]
+            took = sorted(seconds for result in results for seconds in result)
             p50.append(quantile(took, 0.5) * 1e3)
             p99.append(quantile(took, 0.99) * 1e3)
     return {
@@ -156,7 +156,7 @@ def _to_the_end(number: int, path: str, queue: Queue[object]) -> None:
             if isinstance(answer, Held):
                 await commit.land(Settle(name, {"USD": amount}, "actual"))
                 continue
-            [short] = answer.shortfalls  # type: ignore[union-attr]
+            [short] = answer.shortfalls
             left = LIMIT - short.spent
             wrong += short.spent + short.held + amount <= LIMIT
             if amount == 1 and left > 0 and short.held == 0:
@@ -173,7 +173,7 @@ def end(rounds: int, _seconds: float) -> dict[str, object]:
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
             path = f"{folder}/ledger.db"
-            wrong += sum(_spawned(_to_the_end, path, 4))  # type: ignore[arg-type]
+            wrong += sum(_spawned(_to_the_end, path, 4))
 
             async def read(path: str = path) -> int:
                 ledger = SqliteLedger.open(Path(path))

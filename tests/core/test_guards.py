@@ -29,7 +29,7 @@ from budget_proxy.core.tariff import (
 
 def route(*sources: Source, **more: object) -> Route:
     quantities = tuple(Quantity(f"q{index}", source) for index, source in enumerate(sources))
-    return Route("r", frozenset(), "/", quantities, **more)  # type: ignore[arg-type]
+    return Route("r", frozenset(), "/", quantities, **more)
 
 
 def number(dotted: str) -> Number:

@@ -240,7 +240,7 @@ def test_what_cannot_be_a_ledger_is_refused_and_left_as_it_is(
     url = make(postgres, database)
     before = all_of(postgres, database)
     with pytest.raises(LedgerRefusedError, match=says) as caught:
-        run(figures, url)  # type: ignore[arg-type]
+        run(figures, url)
     message = str(caught.value)
     assert message.startswith("postgresql://")
     assert "\n" not in message
@@ -251,7 +251,7 @@ def test_what_cannot_be_a_ledger_is_refused_and_left_as_it_is(
 def test_a_server_that_is_too_old_is_refused(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "OLDEST", 990000)
     with pytest.raises(LedgerRefusedError, match=r"this is PostgreSQL \d+; it takes 99 or newer"):
-        run(figures, url)  # type: ignore[arg-type]
+        run(figures, url)
 
 
 def test_a_pooler_in_between_is_refused(postgres: PostgresServer, database: str) -> None:
@@ -385,7 +385,7 @@ def test_a_migration_that_fails_changes_nothing(
 def test_where_there_is_no_ledger_migrate_and_readers_say_how_to_make_one(url: str) -> None:
     for way in (opener.migrate, opener.open_to_read, opener.open_ledger):
         with pytest.raises(LedgerRefusedError, match="Run 'budget-proxy ledger init'"):
-            asyncio.run(way(url))  # type: ignore[operator]
+            asyncio.run(way(url))
 
 
 def test_a_role_that_may_only_write_serves_what_another_one_made(

@@ -65,7 +65,7 @@ class Books:
                 continue
             kept = next(held)
             key = kept[:4]
-            account = page.accounts[key]  # type: ignore[index]
+            account = page.accounts[key]
             if kept.amount != leg.amount or kept.budget != leg.budget:
                 raise BrokenPromiseError(f"{operation.id} holds {kept}, and asked for {leg}")
             if leg.enforced:

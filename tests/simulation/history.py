@@ -161,7 +161,7 @@ class History:
         patience_s = 5.0 if self.some() < 0.1 else None
         if self.statement is not None:
             self.say(worker.name, f"{call.id} comes from {service.name}, at most {call.estimate}")
-        worker.comes(Request(hold, service, patience_s, 0, None))  # type: ignore[arg-type]
+        worker.comes(Request(hold, service, patience_s, 0, None))
         return True
 
     def answered(self, call_id: str, answer: Any) -> None:

@@ -63,7 +63,7 @@ class Worker(Admission):
         self.trying: list[Any] | None = None
         store = history.store
         super().__init__(
-            self,  # type: ignore[arg-type]
+            self,
             history.binding,
             BOUNDS,
             clock=lambda: store.now_s + ahead_s,

@@ -339,11 +339,11 @@ def test_a_loss_file_that_hangs_refuses_and_what_it_kept_is_not_booked(
                 return real(*given)
 
             async with gone(tmp_path):
-                file.write = late  # type: ignore[method-assign]
+                file.write = late
                 monkeypatch.setattr(fail_open, "ANSWER_S", 0.05)
                 assert await asyncio.gather(*(geocode(rig) for _ in range(3))) == [503] * 3
                 slow.set()
-                file.write = real  # type: ignore[method-assign]
+                file.write = real
                 monkeypatch.setattr(fail_open, "ANSWER_S", DEADLINE_S)
                 await rig.app._fail_open.settled()
                 assert (tmp_path / "ledger.db.loss").stat().st_size == 0, "it was taken back"
@@ -402,7 +402,7 @@ def test_what_passed_before_a_stop_is_booked_at_the_next_start(tmp_path: Path) -
     async def story() -> None:
         async with running_sandbox() as sandbox, aiohttp.ClientSession() as session:
             async with again(tmp_path, ALLOWS, sandbox) as app:
-                app._commit.land = lambda operation: asyncio.get_running_loop().create_future()  # type: ignore[method-assign]
+                app._commit.land = lambda operation: asyncio.get_running_loop().create_future()
                 async with gone(tmp_path):
                     url = "http://{}:{}/geo/v1/geocode?q=x".format(*app.address)
                     got = [await status_of(session, url) for _ in range(3)]
