@@ -16,6 +16,7 @@ from budget_proxy.core import book as real_book
 from budget_proxy.core import retention
 from budget_proxy.core.audit import audit
 from budget_proxy.core.book import Key
+from budget_proxy.core.notes import Change, Note, may_all, must_be_sound
 from budget_proxy.ledgers import BudgetRow, LedgerDownError, Sums
 
 
@@ -29,6 +30,7 @@ class MemoryLedger:
         self.kept_holds: dict[str, Any] = {}
         self.kept_entries: dict[str, Any] = {}
         self.shapes: dict[str, str] = {}
+        self.kept_notes: dict[tuple[str, str], Note] = {}
         self.closed = False
 
     def apply(self, batch: Sequence[Any]) -> list[Any]:
@@ -121,6 +123,22 @@ class MemoryLedger:
 
     async def remember_budgets(self, rows: Iterable[BudgetRow]) -> None:
         self.shapes.update(rows)
+
+    async def notes(self, kind: str) -> list[Note]:
+        self._must_be_open()
+        return [self.kept_notes[key] for key in sorted(self.kept_notes) if key[0] == kind]
+
+    async def write_notes(self, changes: Sequence[Change]) -> bool:
+        self._must_be_open()
+        must_be_sound(changes)
+        if not may_all(changes, {key: note.version for key, note in self.kept_notes.items()}):
+            return False
+        for change in changes:
+            if change.after is None:
+                del self.kept_notes[change[:2]]
+            else:
+                self.kept_notes[change[:2]] = change.after
+        return True
 
     async def check(self) -> list[str]:
         self._must_be_open()

@@ -19,6 +19,7 @@ from budget_proxy.core.book import (
     Outcome,
     Short,
 )
+from budget_proxy.core.notes import Change, Note
 
 SQLITE = "sqlite:///"
 POSTGRES = ("postgresql://", "postgres://")
@@ -120,6 +121,13 @@ class Ledger(Protocol):
 
     async def remember_budgets(self, rows: Iterable[BudgetRow]) -> None:
         """Note the shapes now in force. Raises LedgerDownError."""
+
+    async def notes(self, kind: str) -> list[Note]:
+        """Every note of a kind, by name. Raises LedgerDownError."""
+
+    async def write_notes(self, changes: Sequence[Change]) -> bool:
+        """Make all changes or none, in one durable transaction; False: somebody else has changed
+        one of these notes meanwhile. Raises LedgerDownError, and then it may be either."""
 
     async def check(self) -> list[str]:
         """What in the store breaks a promise; empty, or something is wrong. Raises

@@ -46,6 +46,7 @@ from budget_proxy.core.book import (
     Page,
     Short,
 )
+from budget_proxy.core.notes import Change, Note, must_be_sound
 from budget_proxy.core.window import Window
 from budget_proxy.ledgers import (
     BudgetRow,
@@ -166,6 +167,20 @@ _SAVE_BUDGETS = (
     "INSERT INTO budget_proxy_budgets (name, shape) SELECT * FROM unnest(%s::text[], %s::text[]) "
     "ORDER BY 1 ON CONFLICT (name) DO UPDATE SET shape = excluded.shape"
 )
+_NOTES = "SELECT kind, name, version, body FROM budget_proxy_notes WHERE kind = %s ORDER BY name"
+_NEW_NOTE = (
+    "INSERT INTO budget_proxy_notes (body, kind, name, version) VALUES (%s, %s, %s, %s + 1) "
+    "ON CONFLICT DO NOTHING"
+)
+_NEXT_NOTE = (
+    "UPDATE budget_proxy_notes SET body = %s, version = version + 1 "
+    "WHERE kind = %s AND name = %s AND version = %s"
+)
+_NO_NOTE = "DELETE FROM budget_proxy_notes WHERE kind = %s AND name = %s AND version = %s"
+
+
+class _OvertakenError(Exception):
+    """A note is no longer as it was when its change was decided on."""
 
 
 class PostgresLedger:
@@ -483,6 +498,17 @@ class PostgresLedger:
         async with self._writer.connected(COMMIT_S) as connection:
             await connection.execute(_SAVE_BUDGETS, (list(kept), list(kept.values())))
 
+    async def notes(self, kind: str) -> list[Note]:
+        """See `Ledger.notes`."""
+        return [Note(*row) for row in await self._rows(_NOTES, kind)]
+
+    async def write_notes(self, changes: Sequence[Change]) -> bool:
+        """See `Ledger.write_notes`. In the order of names, so that two machines do not each wait
+        for the other; where they do, one of them was not faster."""
+        must_be_sound(changes)
+        async with self._writer.connected(COMMIT_S) as connection:
+            return await _make_all(connection, changes)
+
     async def check(self) -> list[str]:
         """See `Ledger.check`."""
         async with self._reader.connected(READ_S) as connection:
@@ -575,6 +601,29 @@ async def _save(connection: Connection, page: Page, unused: Iterable[Key]) -> No
     ]
     asked = [(statement, _columns(rows)) for statement, rows in saved if rows]
     await ask(connection, [*asked, (_COMMIT, [])])
+
+
+async def _make_all(connection: Connection, changes: Sequence[Change]) -> bool:
+    try:
+        async with connection.transaction():
+            for change in sorted(changes, key=lambda change: change[:2]):
+                await _make(connection, change)
+    except _OvertakenError:
+        return False
+    except psycopg.Error as error:
+        if is_conflict(error):
+            return False
+        raise
+    return True
+
+
+async def _make(connection: Connection, change: Change) -> None:
+    """Raises _OvertakenError."""
+    kind, name, version, body = change
+    query = _NO_NOTE if body is None else _NEXT_NOTE if version else _NEW_NOTE
+    values = (kind, name, version) if body is None else (body, kind, name, version)
+    if (await connection.execute(query.encode(), values)).rowcount != 1:
+        raise _OvertakenError
 
 
 def _figures(account: Account) -> tuple[Any, ...]:

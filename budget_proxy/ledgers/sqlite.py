@@ -51,6 +51,7 @@ from budget_proxy.core.book import (
     Page,
     Short,
 )
+from budget_proxy.core.notes import Change, Note, may_all, must_be_sound
 from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError, LedgerRefusedError, Sums
 from budget_proxy.ledgers.rows import (
     account_of,
@@ -67,7 +68,7 @@ from budget_proxy.ledgers.upgrade import upgrade
 from budget_proxy.ledgers.wal import WriteAheadLog
 
 APPLICATION_ID = 0x62707879  # "bpxy"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 LOCK_WAIT_S = 2.0
 """How long to wait for another process's write (the command line's corrections are short)."""
 ORPHANS_S = 3.0
@@ -99,6 +100,10 @@ CREATE TABLE entries (
     legs BLOB NOT NULL, about BLOB NOT NULL, result BLOB NOT NULL
 ) WITHOUT ROWID, STRICT;
 CREATE TABLE budgets (name TEXT PRIMARY KEY, shape TEXT NOT NULL) WITHOUT ROWID, STRICT;
+CREATE TABLE notes (
+    kind TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (kind, name)
+) WITHOUT ROWID, STRICT;
 """
 _ACCOUNT = "budget, payer, window, unit, start_s, end_s, lim, spent, held"
 _SAVE_ACCOUNT = (
@@ -113,6 +118,10 @@ _LOAD_ACCOUNTS = (
 _IDS = "WHERE id IN (SELECT value FROM json_each(?))"
 _LOAD_HOLDS = f"SELECT id, owner, at_s, deadline_s, legs, about FROM holds {_IDS}"  # noqa: S608
 _LOAD_ENTRIES = f"SELECT id, at_s, kind, rule, legs, about, result FROM entries {_IDS}"  # noqa: S608
+_VERSIONS = (
+    "SELECT kind, name, version FROM json_each(?) AS wanted JOIN notes "
+    "ON kind = wanted.value ->> 0 AND name = wanted.value ->> 1"
+)
 _READABLE = "json_valid(CAST(legs AS TEXT))"
 _LEGS = f"json_each(CASE WHEN {_READABLE} THEN CAST(legs AS TEXT) ELSE '[]' END)"
 _LEG_KEY = ", ".join(f"coalesce(value ->> {place}, '')" for place in range(4))
@@ -277,6 +286,15 @@ class SqliteLedger:
         kept = list(rows)
         await self._reading(lambda: self._save_budgets(kept))
 
+    async def notes(self, kind: str) -> list[Note]:
+        """See `Ledger.notes`."""
+        return await self._reading(lambda: self._read_notes(kind))
+
+    async def write_notes(self, changes: Sequence[Change]) -> bool:
+        """See `Ledger.write_notes`."""
+        must_be_sound(changes)
+        return await self._reading(lambda: self._save_notes(changes))
+
     async def check(self) -> list[str]:
         """See `Ledger.check`."""
         return await self._reading(self._check)
@@ -340,7 +358,7 @@ class SqliteLedger:
             if not version:
                 self._create(db, create)
             elif version < SCHEMA_VERSION:
-                upgrade(db)
+                upgrade(db, version)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA cache_size = -16000")
@@ -563,6 +581,20 @@ class SqliteLedger:
                 rows,
             )
 
+    def _save_notes(self, changes: Sequence[Change]) -> bool:
+        with self._writing() as db:
+            wanted = encode([change[:2] for change in changes])
+            rows = db.execute(_VERSIONS, (wanted,)).fetchall()
+            if not may_all(changes, {(kind, name): version for kind, name, version in rows}):
+                return False
+            gone = [change[:2] for change in changes if change.body is None]
+            db.executemany("DELETE FROM notes WHERE kind = ? AND name = ?", gone)
+            db.executemany(
+                "INSERT OR REPLACE INTO notes (kind, name, version, body) VALUES (?, ?, ?, ?)",
+                [note for change in changes if (note := change.after) is not None],
+            )
+        return True
+
     # -- forgetting: short transactions, between commits -------------------------------------------
 
     def _forget_accounts(self, before_s: float, most: int) -> int:
@@ -695,6 +727,13 @@ class SqliteLedger:
         holds = self._read_holds()
         rows = self._rows("SELECT budget, payer, window, unit, held FROM accounts WHERE held != 0")
         return unbalanced(holds, {Key(*row[:4]): row[4] for row in rows})
+
+    def _read_notes(self, kind: str) -> list[Note]:
+        # What is only read is not upgraded: an older file has no such table.
+        if not self._rows("SELECT 1 FROM sqlite_schema WHERE name = 'notes'"):
+            return []
+        query = "SELECT kind, name, version, body FROM notes WHERE kind = ? ORDER BY name"
+        return [Note(*row) for row in self._rows(query, kind)]
 
     def _read_budgets(self) -> list[BudgetRow]:
         return [BudgetRow(*row) for row in self._rows("SELECT name, shape FROM budgets")]

@@ -14,12 +14,14 @@ import psycopg
 from budget_proxy.ledgers import LedgerRefusedError
 from budget_proxy.ledgers.link import Connection, is_conflict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 STAMP = "budget_proxy_ledger"
-TABLES = (
+_FIRST = (
     *("budget_proxy_accounts", "budget_proxy_holds", "budget_proxy_entries"),
     "budget_proxy_budgets",
 )
+"""The tables of version 1."""
+TABLES = (*_FIRST, "budget_proxy_notes")
 # Texts compare by their bytes, so that ids rise with time in any database; the free space in each
 # page lets a hot account be updated in its place.
 _CREATE = f"""
@@ -43,7 +45,13 @@ CREATE TABLE budget_proxy_entries (
 CREATE INDEX budget_proxy_entries_at ON budget_proxy_entries (at_s);
 CREATE TABLE budget_proxy_budgets (name TEXT PRIMARY KEY, shape TEXT NOT NULL)
 """
-MIGRATIONS: Mapping[int, str] = {}
+_NOTES = """
+CREATE TABLE budget_proxy_notes (
+    kind TEXT COLLATE "C" NOT NULL, name TEXT COLLATE "C" NOT NULL, version BIGINT NOT NULL,
+    body BYTEA NOT NULL, PRIMARY KEY (kind, name)
+)
+"""
+MIGRATIONS: Mapping[int, str] = {1: _NOTES}
 """What makes a ledger of version n one of n + 1: statements apart by semicolons."""
 _RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _TAKEN = frozenset(("42P07", "42710", "23505"))
@@ -102,9 +110,11 @@ async def _version(connection: Connection, name: str) -> int:
     found = {row[0] for row in await cursor.fetchall()}
     if not found:
         return 0
-    rows = await _stamped(connection, name) if found == {STAMP, *TABLES} else []
+    rows = await _stamped(connection, name) if found >= {STAMP, *_FIRST} else []
     if len(rows) == 1 and rows[0][0] == 1:
-        return rows[0][1]
+        version = rows[0][1]
+        if version == 1 or found >= {STAMP, *TABLES}:
+            return version
     raise LedgerRefusedError(
         f"{name} has tables named budget_proxy_... that are not those of a ledger. Name another "
         "database, or another schema (?options=-csearch_path%3DNAME)."
@@ -146,7 +156,7 @@ def _may_not_change(connection: Connection, name: str, why: str) -> LedgerRefuse
     return LedgerRefusedError(
         f"{name}: {connection.info.user!r} may not make the ledger's tables ({why}). Run "
         "'budget-proxy ledger init' (for an older ledger: 'migrate') as a role that may, and GRANT "
-        "this one SELECT, INSERT, UPDATE and DELETE on its five tables, budget_proxy_*."
+        "this one SELECT, INSERT, UPDATE and DELETE on its six tables, budget_proxy_*."
     )
 
 

@@ -1,5 +1,7 @@
 """How a ledger file that an older version wrote becomes one of this version, in one transaction.
 
+From 2 to 3: there is a table of notes.
+
 From 1 to 2: the unit is a part of an account's key. Version 1 kept one account where a budget had
 changed its unit, and added amounts of both: those of the later unit are taken out of it, into an
 account of their own. The entries and holds always said which unit each amount was in.
@@ -36,10 +38,26 @@ WHERE budget = ? AND payer = ? AND window = ? AND unit != ?
 """
 
 
-def upgrade(db: sqlite3.Connection) -> None:
-    """From version 1 to 2. Raises sqlite3.Error, and then nothing has changed. Only under the write
-    lock."""
+_NOTES = """
+CREATE TABLE notes (
+    kind TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, body BLOB NOT NULL,
+    PRIMARY KEY (kind, name)
+) WITHOUT ROWID, STRICT
+"""
+
+
+def upgrade(db: sqlite3.Connection, version: int) -> None:
+    """From that version to 3. Raises sqlite3.Error, and then nothing has changed. Only under the
+    write lock."""
     db.execute("BEGIN IMMEDIATE")
+    if version < 2:
+        _tell_units_apart(db)
+    db.execute(_NOTES)
+    db.execute("PRAGMA user_version = 3")
+    db.execute("COMMIT")
+
+
+def _tell_units_apart(db: sqlite3.Connection) -> None:
     db.execute("DROP INDEX accounts_end")
     db.execute("ALTER TABLE accounts RENAME TO version_1")
     db.execute(_TABLE)
@@ -50,5 +68,3 @@ def upgrade(db: sqlite3.Connection) -> None:
     db.executemany("INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", strays)
     db.execute("DROP TABLE version_1")
     db.execute("CREATE INDEX accounts_end ON accounts (end_s)")
-    db.execute("PRAGMA user_version = 2")
-    db.execute("COMMIT")

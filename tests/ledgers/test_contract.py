@@ -27,6 +27,7 @@ from budget_proxy.core.book import (
     Short,
 )
 from budget_proxy.core.ids import make_id
+from budget_proxy.core.notes import Change, Note
 from budget_proxy.core.retention import BEFORE_CALLS
 from budget_proxy.core.window import Span
 from budget_proxy.folding import sums
@@ -458,6 +459,63 @@ def test_the_shapes_of_budgets_are_remembered(told: Any) -> None:
     told(story)
 
 
+def test_a_note_is_made_changed_and_deleted(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        assert await ledger.notes("pause") == []
+        made = [Change("pause", "b", 0, b"{}"), Change("pause", "a", 0, b"1")]
+        assert await ledger.write_notes([*made, Change("lease", "a", 0, b"2")])
+        assert await ledger.notes("pause") == [
+            Note("pause", "a", 1, b"1"),
+            Note("pause", "b", 1, b"{}"),
+        ]
+        gone = Change("pause", "b", 1, None)
+        assert await ledger.write_notes([gone, Change("pause", "a", 1, b"\x00\xff")])
+        assert await ledger.notes("pause") == [Note("pause", "a", 2, b"\x00\xff")]
+        assert await ledger.notes("lease") == [Note("lease", "a", 1, b"2")]
+
+    told(story)
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        Change("kind", "there", 0, b"new"),
+        Change("kind", "there", 1, b"new"),
+        Change("kind", "there", 3, b"new"),
+        Change("kind", "there", 1, None),
+        Change("kind", "nowhere", 1, b"new"),
+        Change("kind", "nowhere", 1, None),
+    ],
+    ids=lambda change: f"{change.name}-{change.version}-{change.body}",
+)
+def test_changes_are_made_all_or_none(told: Any, late: Change) -> None:
+    async def story(ledger: Ledger) -> None:
+        await ledger.write_notes([Change("kind", "there", 0, b"old")])
+        await ledger.write_notes([Change("kind", "there", 1, b"newer")])
+        for other in (Change("kind", "a", 0, b"1"), Change("kind", "z", 0, b"1")):
+            assert not await ledger.write_notes([other, late])
+        assert await ledger.notes("kind") == [Note("kind", "there", 2, b"newer")]
+
+    told(story)
+
+
+def test_of_many_who_change_a_note_at_once_one_is_heard(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        for version in range(5):
+            changes = [
+                [
+                    Change("kind", "one", version, b"%d" % number),
+                    Change("kind", f"{number}", 0, b""),
+                ]
+                for number in range(version * 10, version * 10 + 8)
+            ]
+            heard = await asyncio.gather(*(ledger.write_notes(each) for each in changes))
+            assert heard.count(True) == 1
+        assert len(await ledger.notes("kind")) == 6
+
+    told(story)
+
+
 def test_an_empty_batch_and_a_long_one(told: Any) -> None:
     async def story(ledger: Ledger) -> None:
         assert list(await ledger.commit([])) == []
@@ -499,10 +557,12 @@ def test_what_was_answered_is_there_after_a_restart(
         await ledger.commit([hold("1", leg(amount=30)), hold("2", leg("B", 5)), adjust("x", 4)])
         await ledger.commit([settle("1", 20), hold("3", leg(amount=6))])
         await ledger.remember_budgets([BudgetRow("A", "shape")])
+        await ledger.write_notes([Change("kind", "name", 0, b"body")])
 
     async def everything(ledger: Ledger) -> Any:
         read = (ledger.accounts, ledger.holds, ledger.budgets, ledger.check)
-        return [sorted(await one()) for one in read] + [await ledger.entries(0)]
+        found = [sorted(await one()) for one in read]
+        return [*found, await ledger.entries(0), await ledger.notes("kind")]
 
     async def again(ledger: Ledger) -> None:
         repeated = [settle("1", 20), hold("2", leg("B", 5)), adjust("x", 4), settle("9", 1)]
@@ -514,4 +574,4 @@ def test_what_was_answered_is_there_after_a_restart(
     before = asyncio.run(life(everything))
     asyncio.run(life(again))
     assert asyncio.run(life(everything)) == before
-    assert [len(part) for part in before] == [2, 2, 1, 0, 2]
+    assert [len(part) for part in before] == [2, 2, 1, 0, 2, 1]

@@ -28,6 +28,7 @@ from budget_proxy.core.book import (
     Settle,
     Short,
 )
+from budget_proxy.core.notes import Change, Note
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers import (
     BudgetRow,
@@ -212,7 +213,7 @@ REFUSED: list[tuple[Make, str]] = [
     (no_schema, r"may not make the ledger's tables \(no schema has been selected"),
     (no_right_to_write, r'may not read and write .* GRANT SELECT, INSERT, .* ON .* TO "role_'),
     (no_right_to_read, r'may not read and write .* GRANT SELECT, INSERT, .* ON .* TO "role_'),
-    (a_newer_ledger, r"\(schema 2, this one knows 1\)\. Run the version that wrote it, or newer"),
+    (a_newer_ledger, r"\(schema 3, this one knows 2\)\. Run the version that wrote it, or newer"),
     (tables_of_somebody_else, r"not those of a ledger\. Name another database, or another schema"),
     (a_stamp_of_somebody_else, r"not those of a ledger\. Name another database"),
     (half_a_ledger, r"not those of a ledger\. Name another database"),
@@ -340,8 +341,8 @@ def test_many_machines_make_the_tables_at_once(url: str) -> None:
 @pytest.fixture
 def with_a_next_version(monkeypatch: pytest.MonkeyPatch) -> None:
     step = "ALTER TABLE budget_proxy_budgets ADD COLUMN more TEXT; CREATE TABLE second (x INTEGER)"
-    monkeypatch.setattr(tables, "SCHEMA_VERSION", 2)
-    monkeypatch.setattr(tables, "MIGRATIONS", {1: step})
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 3)
+    monkeypatch.setattr(tables, "MIGRATIONS", {**tables.MIGRATIONS, 2: step})
 
 
 def test_a_ledger_of_an_older_version_is_migrated_once(
@@ -362,7 +363,27 @@ def test_a_ledger_of_an_older_version_is_migrated_once(
     run(before, url)
     request.getfixturevalue("with_a_next_version")
     asyncio.run(after())
-    assert postgres.run("SELECT version FROM budget_proxy_ledger", database=database) == [(2,)]
+    assert postgres.run("SELECT version FROM budget_proxy_ledger", database=database) == [(3,)]
+
+
+def test_a_ledger_of_version_1_gets_a_table_of_notes(
+    url: str, postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def before(ledger: PostgresLedger) -> None:
+        await ledger.commit([hold("1")])
+
+    async def after(ledger: PostgresLedger) -> None:
+        assert await figures(ledger) == {"A": (0, 1)}
+        assert await ledger.write_notes([Change("kind", "name", 0, b"1")])
+        assert await ledger.notes("kind") == [Note("kind", "name", 1, b"1")]
+
+    run(before, url)
+    undone = "DROP TABLE budget_proxy_notes", "UPDATE budget_proxy_ledger SET version = 1"
+    postgres.run(*undone, database=database)
+    with pytest.raises(LedgerRefusedError, match="Run 'budget-proxy ledger migrate'"):
+        asyncio.run(PostgresLedger.open(url))
+    asyncio.run(opener.migrate(url))
+    run(after, url)
 
 
 def test_a_migration_that_fails_changes_nothing(
@@ -372,9 +393,9 @@ def test_a_migration_that_fails_changes_nothing(
     with_a_next_version: None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(tables, "SCHEMA_VERSION", 1)
-    asyncio.run(opener.create(url))
     monkeypatch.setattr(tables, "SCHEMA_VERSION", 2)
+    asyncio.run(opener.create(url))
+    monkeypatch.setattr(tables, "SCHEMA_VERSION", 3)
     postgres.run("CREATE VIEW second AS SELECT 1", database=database)
     before = all_of(postgres, database)
     with pytest.raises(LedgerRefusedError, match=r'"second" already exists\. Move away'):

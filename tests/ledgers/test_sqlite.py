@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from budget_proxy.core.book import Adjust, Held, Hold, Leg, Outcome, Release, Settle
+from budget_proxy.core.notes import Change, Note
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers import (
     BudgetRow,
@@ -287,12 +288,14 @@ def test_a_ledger_of_version_1_keeps_all_and_tells_units_apart(tmp_path: Path) -
         assert [held.id for held in await ledger.holds()] == ["1", "2"]
         assert [entry.id for entry in await ledger.entries(0)] == ["3", "4", "5"]
         assert await ledger.budgets() == [("A", "USD|total|")]
+        assert await ledger.notes("kind") == []
 
     async def ends(ledger: SqliteLedger) -> None:
         await ledger.commit([settle("1", 1), Settle("2", {"requests": 1}, "actual")])
         rows = {(row.payer, row.unit): row.spent for row in await ledger.accounts()}
         assert rows == {("(all)", "USD"): 61, ("(all)", "requests"): 4, ("zoë", "USD"): 5}
         assert await ledger.check() == []
+        assert await ledger.write_notes([Change("kind", "name", 0, b"1")])
 
     run(upgraded, path)
     run(upgraded, path, sole=True)
@@ -307,6 +310,7 @@ def test_a_ledger_of_version_1_is_read_as_it_is(tmp_path: Path) -> None:
     async def read() -> None:
         ledger = SqliteLedger.open_to_read(path)
         assert await figures(ledger) == [(63, 12), (5, 0)]
+        assert await ledger.notes("kind") == []
         await ledger.close()
 
     asyncio.run(read())
@@ -329,6 +333,22 @@ def test_an_upgrade_that_fails_has_changed_nothing(
         assert await ledger.check() == []
 
     run(whole, path)
+
+
+def test_a_ledger_of_version_2_gets_a_table_of_notes(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+
+    async def begin(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1")])
+
+    async def go_on(ledger: SqliteLedger) -> None:
+        assert await figures(ledger) == [(0, 1)]
+        assert await ledger.write_notes([Change("kind", "name", 0, b"1")])
+        assert await ledger.notes("kind") == [Note("kind", "name", 1, b"1")]
+
+    run(begin, path)
+    a_database(path, "DROP TABLE notes", "PRAGMA user_version = 2")
+    run(go_on, path)
 
 
 # -- who may use it ------------------------------------------------------------------------------
