@@ -7,6 +7,7 @@ want every account a policy opens, with the limit in force, also while nothing i
 - payers that services alone decide (`for_each` of labels and `service`, or none at all) are shown
   before their first call; payers that a caller or a request decides appear with it;
 - a budget that left the policy, or was cut anew, is shown as `retired` while its window lasts;
+- a budget on a prepaid balance has the limit that the ledger has, none before the first look at it;
 - one budget and payer is one line, so that no reader counts an account twice.
 
 Forbidden here: I/O, clocks, and floats.
@@ -81,7 +82,7 @@ def open_accounts(rows: Iterable[AccountState], house: House, now_s: float) -> A
         budget = budgets.get(row.budget)
         cut_so = budget and row.window == current[row.budget] and row.unit == budget.unit
         if budget and cut_so and _may_pay(budget, row.payer, known[row.budget]):
-            limit = budget.limit_for(row.payer)
+            limit = row.limit if budget.balance else budget.limit_for(row.payer)
             views[row.budget, row.payer] = _view(row, limit, retired=False)
         else:
             stale.append(row)
@@ -184,7 +185,7 @@ def _view(row: AccountState, limit: int, *, retired: bool) -> AccountView:
 
 def _unused(budget: Budget, payer: str, now_s: float) -> AccountView:
     window = budget.span.at(now_s)
-    limit = budget.limit_for(payer)
+    limit = 0 if budget.balance else budget.limit_for(payer)
     return AccountView(
         budget.name, payer, window.start_s, window.end_s, budget.unit, limit, spent=0, held=0
     )

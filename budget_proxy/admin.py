@@ -33,8 +33,9 @@ from aiohttp.web_protocol import RequestHandler
 from budget_proxy.accounts_view import AccountsView, AccountView, touched_by
 from budget_proxy.core.budget import EVERYONE, Budget, Condition
 from budget_proxy.core.house import House, Service, Upstream
-from budget_proxy.core.money import exact, show
+from budget_proxy.core.money import exact
 from budget_proxy.ledgers import LedgerDownError
+from budget_proxy.policy.effective import shown_limit
 
 log = logging.getLogger(__name__)
 
@@ -439,7 +440,7 @@ def _service(service: Service) -> dict[str, Any]:
 def _budget(budget: Budget) -> dict[str, Any]:
     return {
         "name": budget.name,
-        "limit": show(budget.limit, budget.unit),
+        "limit": shown_limit(budget, EVERYONE),
         "limits": {payer: exact(limit, budget.unit) for payer, limit in budget.limits.items()},
         "per": budget.span.per,
         "timezone": budget.span.zone,

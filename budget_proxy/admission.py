@@ -99,7 +99,8 @@ class Admission:
         self._line.bounds = bounds
         for ticket in self._line.tickets():
             waiter = self._waiters[ticket.id]
-            legs = _under(was.budgets, binding.budgets, waiter.hold.legs)
+            urgent = ticket.priority == "high"
+            legs = _under(was.budgets, binding.budgets, waiter.hold.legs, urgent=urgent)
             waiter.hold = structs.replace(waiter.hold, legs=legs)
             ticket.legs = legs
         self.changed()
@@ -128,7 +129,8 @@ class Admission:
     def _under_now(self, request: Request, was: Binding) -> Request:
         """A request that was asked for under an earlier policy, under the one in force."""
         hold = request.hold
-        legs = _under(was.budgets, self._binding.budgets, hold.legs)
+        urgent = request.service.priority == "high"
+        legs = _under(was.budgets, self._binding.budgets, hold.legs, urgent=urgent)
         return structs.replace(request, hold=structs.replace(hold, legs=legs))
 
     def _behind_others(self, request: Request) -> Wait | None:
@@ -342,7 +344,7 @@ LEDGER_DOWN = Refusal(
 
 
 def _under(
-    was: Mapping[str, Budget], now: Mapping[str, Budget], legs: Sequence[Leg]
+    was: Mapping[str, Budget], now: Mapping[str, Budget], legs: Sequence[Leg], *, urgent: bool
 ) -> tuple[Leg, ...]:
     """The legs under a new policy: budgets it no longer has bind no more, those it cuts anew bind
     as they did, for the rest its limit and mode count."""
@@ -352,7 +354,9 @@ def _under(
         old = was.get(leg.budget)  # None: its hold was asked for under a policy before that one
         if budget is not None and old is not None and old.shape == budget.shape:
             enforced = budget.on_shortfall != "report"
-            kept.append(leg._replace(limit=budget.limit_for(leg.payer), enforced=enforced))
+            limit = budget.limit_for(leg.payer)
+            reserve = 0 if urgent else budget.reserve_for(leg.payer)
+            kept.append(leg._replace(limit=limit, enforced=enforced, reserve=reserve))
         elif budget is not None:
             kept.append(leg)
     return tuple(kept)

@@ -35,6 +35,8 @@ def sums(entries: Iterable[Entry]) -> list[Entry]:
 
 def _alone(entry: Entry) -> Entry | None:
     """The sum of one entry; None where nothing of it matters any more."""
+    if entry.kind == "noted":
+        return None
     legs = tuple(sorted(leg for leg in entry.legs if leg.window == TOTAL.key))
     kind, about = entry.kind, about_sum(entry)
     found = sum_of(entry)

@@ -102,6 +102,9 @@ def openings(budgets: Sequence[Budget], past: Past, now_s: float) -> list[Openin
 
 def _open(budget: Budget, past: Past, now_s: float) -> Opening:
     window = budget.span.at(now_s)
+    if budget.balance is not None:
+        said = f"budget {budget.name!r} follows the balance of {budget.balance!r}"
+        return Opening(budget.name, said)
     if budget.was is not None and _carries(budget, past):
         missing = _carried(budget, budget.was, window.key, past)
         return _opening(budget, f"carried over from {budget.was!r}", missing, past, now_s)
@@ -163,7 +166,7 @@ def _calls(past: Past, start_s: int) -> Iterator[_Call]:
     ended = set()
     for entry in past.entries:
         ended.add(entry.id)
-        if entry.kind != "adjusted" and entry.at_s >= start_s:
+        if entry.kind not in ("adjusted", "noted") and entry.at_s >= start_s:
             posted = frozenset(leg[:4] for leg in entry.legs)
             yield _Call(facts_of(entry.about), amounts_of(entry), posted)
     for hold in past.holds:

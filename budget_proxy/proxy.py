@@ -220,7 +220,8 @@ class Proxy:
         priced = self._learned.raised(upstream.name, route.name, priced, now_s)
         model = priced.model or (model_of(route, document) if route.model and body else "")
         facts = Facts(upstream.name, service.name, route.name, model, service.labels)
-        legs = self._binding.legs(facts, document, priced.amounts, self._admits)
+        urgent = service.priority == "high"
+        legs = self._binding.legs(facts, document, priced.amounts, self._admits, urgent=urgent)
         forwarded = body if priced.body is None else priced.body
         self._buffered += len(forwarded or b"") - len(body or b"")
         return Order(arrived, route, priced, legs, forwarded)

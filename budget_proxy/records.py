@@ -38,7 +38,9 @@ class About(msgspec.Struct, omit_defaults=True):
     """Whether a floor was held instead of a ceiling."""
     who: str = ""
     why: str = ""
-    """Of a person's correction."""
+    """Of a person's correction, or a remark."""
+    what: dict[str, str] = {}
+    """The facts of a remark."""
     fail_open: bool = False
     """Whether it passed while the ledger could not be written."""
 
@@ -81,6 +83,11 @@ def passed_without_ledger(about: bytes) -> bytes:
 def about_correction(who: str, why: str) -> bytes:
     """The record of a person's correction."""
     return _encode(About(who=who, why=why))
+
+
+def about_remark(who: str, why: str, what: Mapping[str, str]) -> bytes:
+    """The record of something that moves no amount, such as an attempt to top up."""
+    return _encode(About(who=who, why=why, what=dict(what)))
 
 
 def result_of(settlement: Settlement, status: int | None) -> bytes:

@@ -322,16 +322,16 @@ FAULTS = {
     ),
     "settling does not give the hold back": ("account.held -= held", "pass"),
     "what others hold is forgotten": (
-        "if account.spent + account.held + leg.amount <= leg.limit:",
-        "if account.spent + leg.amount <= leg.limit:",
+        "if account.spent + account.held + leg.amount <= limit:",
+        "if account.spent + leg.amount <= limit:",
     ),
     "the last step of a limit is refused": (
-        "+ leg.amount <= leg.limit:\n        return None",
-        "+ leg.amount < leg.limit:\n        return None",
+        "+ leg.amount <= limit:\n        return None",
+        "+ leg.amount < limit:\n        return None",
     ),
     "one step beyond the limit is let through": (
-        "+ leg.amount <= leg.limit:\n        return None",
-        "+ leg.amount <= leg.limit + 1:\n        return None",
+        "+ leg.amount <= limit:\n        return None",
+        "+ leg.amount <= limit + 1:\n        return None",
     ),
     "a hold that comes again is held again": (
         "if operation.id in page.holds:",

@@ -60,10 +60,12 @@ class Binding:
         document: Document,
         amounts: Mapping[str, int],
         admits: Roster,
+        *,
+        urgent: bool = False,
     ) -> tuple[Leg, ...]:
-        """What a call asks of each budget. A budget in a unit that the call has none of is not
-        touched. Raises RefusedError (403) where a budget insists on a payer that is not named.
-        """
+        """What a call asks of each budget; an `urgent` one may use what is reserved. A budget in a
+        unit that the call has none of is not touched. Raises RefusedError (403) where a budget
+        insists on a payer that is not named."""
         legs = []
         for budget, known, known_limit, enforced in self._bound(facts):
             amount = amounts.get(budget.unit)
@@ -75,7 +77,10 @@ class Binding:
                 if payer is None:
                     continue
                 limit = budget.limit_for(payer)
-            legs.append(Leg(budget.name, payer, budget.unit, budget.span, limit, amount, enforced))
+            leg = Leg(budget.name, payer, budget.unit, budget.span, limit, amount, enforced)
+            if not urgent and (reserve := budget.reserve_for(payer)):
+                leg = leg._replace(reserve=reserve)
+            legs.append(leg)
         return tuple(legs)
 
 

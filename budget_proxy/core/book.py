@@ -77,6 +77,10 @@ class Account:
         )
 
 
+FROM_LEDGER = -1
+"""In the place of a limit: the one that the account has in the ledger counts (see `Cap`)."""
+
+
 class Leg(NamedTuple):
     """What one call asks of one budget."""
 
@@ -88,6 +92,8 @@ class Leg(NamedTuple):
     amount: int
     enforced: bool = True
     """False: report mode; counted, never in the way."""
+    reserve: int = 0
+    """Steps below the limit that are kept for calls of a higher priority."""
 
 
 class HeldLeg(NamedTuple):
@@ -117,7 +123,7 @@ class OpenHold(NamedTuple):
     """JSON: who, upstream, route, model, estimate; copied into the entry."""
 
 
-EntryKind = Literal["settled", "released", "presumed", "corrected", "adjusted"]
+EntryKind = Literal["settled", "released", "presumed", "corrected", "adjusted", "noted"]
 
 
 class EntryLeg(NamedTuple):
@@ -196,7 +202,30 @@ class Adjust:
     """JSON: who and why."""
 
 
-Operation = Hold | Settle | Release | Presume | Adjust
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """The limit of one account whose limit is not in the policy, as far as is known now."""
+
+    id: str
+    """Nothing else has it; no entry is written."""
+    budget: str
+    payer: str
+    unit: str
+    span: Span
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """Something that belongs in the audit trail and moves no amount: a top-up, for one."""
+
+    id: str
+    rule: str
+    about: bytes
+    """JSON: who, what and why."""
+
+
+Operation = Hold | Settle | Release | Presume | Adjust | Cap | Remark
 
 
 class Held(NamedTuple):
@@ -237,7 +266,19 @@ class Adjusted(NamedTuple):
     account: AccountState
 
 
-Outcome = Held | Short | Ended | AlreadyEnded | NoSuchHold | Adjusted
+class Capped(NamedTuple):
+    """The account under its new limit."""
+
+    account: AccountState
+
+
+class Noted(NamedTuple):
+    """The remark is in the audit trail."""
+
+    id: str
+
+
+Outcome = Held | Short | Ended | AlreadyEnded | NoSuchHold | Adjusted | Capped | Noted
 
 
 @dataclass(slots=True)
@@ -266,7 +307,7 @@ def keys_of(operation: Operation, holds: Mapping[str, OpenHold], now_s: float) -
             for leg in operation.legs
             if leg.span.per != "request"
         ]
-    if isinstance(operation, Adjust):
+    if isinstance(operation, Adjust | Cap):
         window = operation.span.at(now_s).key
         return [Key(operation.budget, operation.payer, window, operation.unit)]
     hold = holds.get(operation.id)
@@ -292,7 +333,11 @@ def apply(operation: Operation, page: Page, now_s: float) -> Outcome:
         return _end(operation.id, page, now_s, "released", operation.rule, operation)
     if isinstance(operation, Presume):
         return _end(operation.id, page, now_s, "presumed", operation.why, operation)
-    return _adjust(operation, page, now_s)
+    if isinstance(operation, Adjust):
+        return _adjust(operation, page, now_s)
+    if isinstance(operation, Cap):
+        return _cap(operation, page, now_s)
+    return _note(operation, page, now_s)
 
 
 def _hold(operation: Hold, page: Page, now_s: float) -> Outcome:
@@ -346,12 +391,19 @@ def _account(leg: Leg, page: Page, now_s: float) -> Account:
     account = page.accounts.get(Key(leg.budget, leg.payer, window.key, leg.unit))
     if account is None:
         return _new_account(Key(leg.budget, leg.payer, window.key, leg.unit), window, leg.limit)
-    account.limit = leg.limit
+    if leg.limit != FROM_LEDGER:
+        account.limit = leg.limit
     return account
 
 
 def _new_account(key: Key, window: Window, limit: int) -> Account:
-    return Account(key, window.start_s, window.end_s, limit)
+    return Account(key, window.start_s, window.end_s, opening_limit(limit))
+
+
+def opening_limit(limit: int) -> int:
+    """The limit of an account that is not in the ledger yet: nothing, where only the ledger has
+    it."""
+    return 0 if limit == FROM_LEDGER else limit
 
 
 _HARDNESS = {"too_large": 0, "spent": 1, "held": 2}
@@ -362,18 +414,19 @@ def _hardness(shortfall: Shortfall) -> int:
 
 
 def _shortfall(leg: Leg, account: Account) -> Shortfall | None:
-    if account.spent + account.held + leg.amount <= leg.limit:
+    limit, follows = account.limit - leg.reserve, leg.limit == FROM_LEDGER
+    if account.spent + account.held + leg.amount <= limit:
         return None
     kind: Literal["too_large", "spent", "held"] = "held"
-    if leg.amount > leg.limit:
+    if leg.amount > limit and not follows:
         kind = "too_large"
-    elif account.spent + leg.amount > leg.limit:
+    elif account.spent + leg.amount > limit:
         kind = "spent"
     return Shortfall(
         budget=leg.budget,
         payer=leg.payer,
         unit=leg.unit,
-        limit=leg.limit,
+        limit=account.limit,
         spent=account.spent,
         held=account.held,
         amount=leg.amount,
@@ -381,6 +434,8 @@ def _shortfall(leg: Leg, account: Account) -> Shortfall | None:
         window=account.key.window,
         resets_at_s=account.end_s,
         enforced=leg.enforced,
+        reserve=leg.reserve,
+        follows=follows,
     )
 
 
@@ -465,11 +520,30 @@ def _adjust(operation: Adjust, page: Page, now_s: float) -> Outcome:
     # A correction never makes an account owe less than nothing: the entry says what was applied.
     amount = max(operation.amount, -account.spent)
     account.spent = saturated(account.spent + amount)
-    account.limit = operation.limit
+    if operation.limit != FROM_LEDGER:
+        account.limit = operation.limit
     page.touched.add(key)
     leg = EntryLeg(*key, 0, amount)
     _write(Entry(operation.id, now_s, "adjusted", "person", (leg,), operation.about, b"{}"), page)
     return Adjusted(account.state())
+
+
+def _cap(operation: Cap, page: Page, now_s: float) -> Outcome:
+    window = operation.span.at(now_s)
+    key = Key(operation.budget, operation.payer, window.key, operation.unit)
+    account = page.accounts.get(key)
+    if account is None:
+        account = page.accounts[key] = _new_account(key, window, operation.limit)
+    account.limit = operation.limit
+    page.touched.add(key)
+    return Capped(account.state())
+
+
+def _note(operation: Remark, page: Page, now_s: float) -> Outcome:
+    if operation.id not in page.ended:
+        rule, about = operation.rule, operation.about
+        _write(Entry(operation.id, now_s, "noted", rule, (), about, b"{}"), page)
+    return Noted(operation.id)
 
 
 def _write(entry: Entry, page: Page) -> None:

@@ -99,6 +99,14 @@ class Budget:
     opening: Opening = "history"
     loss_allowance: int | None = None
     """Steps that each account may let through while the ledger is down; None: nothing."""
+    balance: str | None = None
+    """The upstream whose prepaid balance is the limit: `limit` is `book.FROM_LEDGER` then."""
+    keep: int = 0
+    """Steps of that balance that are never touched."""
+    reserve: int = 0
+    """Steps of each limit that only calls of high priority may use."""
+    reserve_percent: int = 0
+    """The same as a share of the limit."""
 
     def binds(self, facts: Facts) -> bool:
         """Whether this budget pays for such a call."""
@@ -107,6 +115,12 @@ class Budget:
     def limit_for(self, payer: str) -> int:
         """The limit of one payer, in steps."""
         return self.limits.get(payer, self.limit)
+
+    def reserve_for(self, payer: str) -> int:
+        """What calls of no high priority must leave, in steps."""
+        if not self.reserve_percent:
+            return self.reserve
+        return self.limit_for(payer) * self.reserve_percent // 100
 
     @property
     def caller_names_payer(self) -> bool:
@@ -117,4 +131,5 @@ class Budget:
     def shape(self) -> str:
         """What makes two budgets of one name different cuts of the money."""
         parts = ",".join(map(str, self.for_each))
-        return f"{self.unit}|{self.span}|{parts}"
+        source = f"|balance({self.balance})" if self.balance else ""
+        return f"{self.unit}|{self.span}|{parts}{source}"

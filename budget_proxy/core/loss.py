@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from budget_proxy.core.book import Leg
+from budget_proxy.core.book import FROM_LEDGER, Leg
 from budget_proxy.core.budget import Budget
 
 Purse = tuple[str, str, str]
@@ -34,7 +34,7 @@ def draws_of(legs: Iterable[Leg], budgets: Mapping[str, Budget]) -> tuple[Draw, 
     for leg in legs:
         if not leg.enforced:
             continue
-        if leg.amount > leg.limit:
+        if leg.limit != FROM_LEDGER and leg.amount > leg.limit - leg.reserve:
             return None
         if leg.span.per == "request":
             continue

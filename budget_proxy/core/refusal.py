@@ -115,11 +115,15 @@ class Shortfall:
     window: str
     resets_at_s: int | None
     enforced: bool = True
+    reserve: int = 0
+    """Steps below the limit that this call may not touch: they are kept for a higher priority."""
+    follows: bool = False
+    """The limit follows a prepaid balance, so that it can rise at any time."""
 
     @property
     def short_by(self) -> int:
         """How many steps are missing."""
-        return self.spent + self.held + self.amount - self.limit
+        return self.spent + self.held + self.amount + self.reserve - self.limit
 
 
 @dataclass(frozen=True, slots=True)

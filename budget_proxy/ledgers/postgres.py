@@ -37,6 +37,7 @@ from budget_proxy.core.book import (
     Account,
     AccountState,
     Adjust,
+    Cap,
     Entry,
     Hold,
     Key,
@@ -573,14 +574,14 @@ def _proposed(batch: Sequence[Operation], now_s: float) -> dict[Key, _Proposed]:
 
     def add(asked: Any, window: Window) -> None:
         key = Key(asked.budget, asked.payer, window.key, asked.unit)
-        found[key] = (*key, window.start_s, window.end_s, asked.limit)
+        found[key] = (*key, window.start_s, window.end_s, book.opening_limit(asked.limit))
 
     for operation in batch:
         if isinstance(operation, Hold):
             for leg in operation.legs:
                 if leg.span.per != "request":
                     add(leg, leg.span.at(now_s))
-        elif isinstance(operation, Adjust):
+        elif isinstance(operation, Adjust | Cap):
             add(operation, operation.span.at(now_s))
     return found
 

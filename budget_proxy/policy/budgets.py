@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from budget_proxy.core.book import FROM_LEDGER
 from budget_proxy.core.budget import FACT_KEYS, Budget, Condition, PayerPart
 from budget_proxy.core.house import Service, Upstream
 from budget_proxy.core.tariff import Route
@@ -24,11 +25,12 @@ from budget_proxy.policy.model import BudgetEntry, CallerPayer, WhenForm
 from budget_proxy.policy.sheet import Spot
 from budget_proxy.policy.sources import dotted, header_name, one_of
 from budget_proxy.policy.upstreams import check_name
-from budget_proxy.policy.values import Amount, texts
+from budget_proxy.policy.values import Amount, Follows, Share, texts
 
 DEFAULT_MAX_WAIT_S = 20.0
 MAX_PAYERS = 10_000_000
 _TIMELESS = ("request", "total")
+_NOT_OF_A_BALANCE = ("per", "timezone", "for_each", "limits", "was", "opening")
 _CALLER_PLACES = {"header": "header", "json": "json_path"}
 
 
@@ -77,22 +79,71 @@ def build_budget(spot: Spot, name: str, entry: BudgetEntry, scope: Scope) -> Bud
     _check_window(spot, entry)
     _check_waiting(spot, entry)
     _check_payers(spot, entry, parts)
+    limit = _limit(spot, entry, scope)
+    reserve = _reserve(spot.at("reserve"), entry, limit)
     return Budget(
         name=name,
-        limit=entry.limit.steps,
-        unit=entry.limit.unit,
+        limit=limit.steps,
+        unit=limit.unit,
         span=Span(entry.per, zone),
         when=tuple(_conditions(spot.at("when"), entry.when or {}, scope)),
         for_each=parts,
-        limits=_limits(spot.at("limits"), entry, parts, scope),
+        limits=_limits(spot.at("limits"), entry, limit.unit, parts, scope),
         on_shortfall=entry.on_shortfall or "refuse",
         max_wait_s=_max_wait_s(entry),
         missing=entry.missing or "refuse",
         max_payers=entry.max_payers,
         was=entry.was,
         opening=entry.opening or "history",
-        loss_allowance=_loss_allowance(spot, entry),
+        loss_allowance=_loss_allowance(spot, entry, limit.unit),
+        balance=entry.limit.upstream if isinstance(entry.limit, Follows) else None,
+        keep=_keep(spot, entry, limit.unit),
+        reserve=reserve.steps if isinstance(reserve, Amount) else 0,
+        reserve_percent=reserve.percent if isinstance(reserve, Share) else 0,
     )
+
+
+def _limit(spot: Spot, entry: BudgetEntry, scope: Scope) -> Amount:
+    """The limit with its unit, which is that of the balance where it follows one."""
+    if isinstance(entry.limit, Amount):
+        return entry.limit
+    name = entry.limit.upstream
+    here = spot.at("limit")
+    if name not in scope.upstream_names:
+        hint = suggest(name, scope.upstream_names) or f"; there are {listed(scope.upstream_names)}"
+        here.wrong(f"there is no upstream {quoted(name)}{hint}")
+    for key in _NOT_OF_A_BALANCE:
+        if key in entry.model_fields_set:
+            spot.wrong_key(key, f"`{key}` is not for a budget on a balance, which is one account")
+    upstream = scope.upstreams.get(name)
+    return Amount(FROM_LEDGER, "USD" if upstream is None else upstream.currency)
+
+
+def _keep(spot: Spot, entry: BudgetEntry, unit: str) -> int:
+    if entry.keep is None:
+        return 0
+    if not isinstance(entry.limit, Follows):
+        spot.wrong_key("keep", "`keep` is for a budget on a balance; a limit is simply lower")
+    elif entry.keep.unit != unit:
+        spot.at("keep").wrong(f"must be in {unit}, as the balance is, not {entry.keep.unit}")
+    return entry.keep.steps
+
+
+def _reserve(spot: Spot, entry: BudgetEntry, limit: Amount) -> Amount | Share | None:
+    reserve = entry.reserve
+    if reserve is None:
+        return None
+    if entry.per == "request":
+        spot.wrong("a limit per request has nothing that others could use up")
+    if isinstance(reserve, Share):
+        if limit.steps == FROM_LEDGER:
+            spot.wrong("must be an amount: a balance has no limit to take a share of")
+        return reserve
+    if reserve.unit != limit.unit:
+        spot.wrong(f"must be in {limit.unit}, as `limit` is, not {reserve.unit}")
+    elif limit.steps != FROM_LEDGER and reserve.steps >= limit.steps:
+        spot.wrong("must be less than the limit: else only priority high could ever call")
+    return reserve
 
 
 def _max_wait_s(entry: BudgetEntry) -> float:
@@ -115,7 +166,7 @@ def _check_waiting(spot: Spot, entry: BudgetEntry) -> None:
         spot.wrong_key("max_wait", "`max_wait` needs `on_shortfall: wait`")
 
 
-def _loss_allowance(spot: Spot, entry: BudgetEntry) -> int | None:
+def _loss_allowance(spot: Spot, entry: BudgetEntry, unit: str) -> int | None:
     given = entry.on_ledger_loss
     if given is None or isinstance(given, str):
         return None
@@ -124,8 +175,8 @@ def _loss_allowance(spot: Spot, entry: BudgetEntry) -> int | None:
         here.wrong("a limit per request needs no ledger")
     elif entry.on_shortfall == "report":
         here.wrong("a budget that only reports is never in the way")
-    if given.allow.unit != entry.limit.unit:
-        here.at("allow").wrong(f"must be in {quoted(entry.limit.unit)}, as the limit is")
+    if given.allow.unit != unit:
+        here.at("allow").wrong(f"must be in {quoted(unit)}, as the limit is")
     return given.allow.steps
 
 
@@ -219,14 +270,14 @@ def _part(spot: Spot, form: str | CallerPayer, scope: Scope) -> PayerPart:
 
 
 def _limits(
-    spot: Spot, entry: BudgetEntry, parts: tuple[PayerPart, ...], scope: Scope
+    spot: Spot, entry: BudgetEntry, unit: str, parts: tuple[PayerPart, ...], scope: Scope
 ) -> dict[str, int]:
     given: Mapping[str, Amount] = entry.limits or {}
     single = parts[0] if len(parts) == 1 and parts[0].kind == "fact" else None
     names = scope.names_of(single.name) if single is not None else None
     for payer, amount in given.items():
-        if amount.unit != entry.limit.unit:
-            spot.at(payer).wrong(f"must be in {entry.limit.unit}, as `limit` is, not {amount.unit}")
+        if amount.unit != unit:
+            spot.at(payer).wrong(f"must be in {unit}, as `limit` is, not {amount.unit}")
         if single is not None and names is not None and payer not in names:
             hint = suggest(payer, names) or f"; there are {listed(names)}"
             spot.wrong_key(payer, f"there is no {single.name} {quoted(payer)}{hint}")

@@ -111,7 +111,7 @@ def _of_service(house: House, service: Service) -> Iterator[EffectiveBudget]:
             continue
         yield EffectiveBudget(
             budget=budget.name,
-            limit=show(budget.limit_for(payer), budget.unit),
+            limit=shown_limit(budget, payer),
             per=budget.span.per,
             zone=budget.span.zone,
             payer=payer,
@@ -120,6 +120,14 @@ def _of_service(house: House, service: Service) -> Iterator[EffectiveBudget]:
             applies=tuple(_applies(bound, everything)),
             models=tuple(_models(budget.when)),
         )
+
+
+def shown_limit(budget: Budget, payer: str) -> str:
+    """A budget's limit for people: an amount, or where it comes from."""
+    if budget.balance is None:
+        return show(budget.limit_for(payer), budget.unit)
+    kept = f" - {show(budget.keep, budget.unit)}" if budget.keep else ""
+    return f"balance({budget.balance}){kept}"
 
 
 def _payer(budget: Budget, service: Service) -> str | None:

@@ -23,8 +23,10 @@ from budget_proxy.policy.values import (
     Count,
     Days,
     Flag,
+    Limit,
     Money,
     Positive,
+    Reserve,
     Seconds,
     SecondsOrNone,
     Secret,
@@ -161,7 +163,16 @@ WhenForm = Annotated[
 class BudgetEntry(Entry):
     """A limit on a unit, over a window, for whom it says."""
 
-    limit: Money = Field(description="A number and a unit: 200 USD, 600 requests, 2000000 tokens.")
+    limit: Limit = Field(
+        description="A number and a unit: 200 USD, 600 requests, 2000000 tokens. Or "
+        "balance(UPSTREAM): what is left of its prepaid balance."
+    )
+    keep: Money | None = Field(
+        None, description="With balance(...): so much of it is never touched."
+    )
+    reserve: Reserve | None = Field(
+        None, description="So much of the limit, or a share of it, is kept for priority high."
+    )
     per: Per = Field("total", description="The window; none: a total, ever.")
     timezone: Zone | None = Field(None, description="Whose calendar cuts the windows. Default UTC.")
     when: dict[str, WhenForm] | None = Field(

@@ -34,6 +34,8 @@ _SECONDS = {
     "h": Decimal(3600),
     "d": Decimal(86400),
 }
+_BALANCE = re.compile(r"\s*balance\(\s*([A-Za-z0-9_-]{1,64})\s*\)\s*\Z")
+_PERCENT = re.compile(r"([0-9]{1,3}) ?%\Z")
 _SIZE = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)\s*(B|kB|MB|GB|KiB|MiB|GiB)\Z")
 _BYTES = {
     "B": 1,
@@ -55,6 +57,18 @@ class Amount(NamedTuple):
 
     def __str__(self) -> str:
         return show(self.steps, self.unit)
+
+
+class Follows(NamedTuple):
+    """A limit that is the prepaid balance of an upstream."""
+
+    upstream: str
+
+
+class Share(NamedTuple):
+    """So many percent of a limit."""
+
+    percent: int
 
 
 class Price(NamedTuple):
@@ -103,6 +117,29 @@ def read_amount(value: object) -> Amount:
     if amount.steps <= 0:
         raise ValueError(f"{quoted(text)} must be more than zero")
     return amount
+
+
+def read_limit(value: object) -> Amount | Follows:
+    """`20 USD`, `600 requests`; or `balance(UPSTREAM)`."""
+    text = read_filled(value)
+    match = _BALANCE.match(text)
+    if match is None and text.lstrip().startswith("balance"):
+        raise ValueError(
+            f"{quoted(text)} names no balance; write the upstream that has it, as in "
+            "balance(deepseek)"
+        )
+    return read_amount(text) if match is None else Follows(match[1])
+
+
+def read_reserve(value: object) -> Amount | Share:
+    """`20 USD`, or `20%` of the limit; more than nothing and less than all."""
+    text = read_filled(value)
+    match = _PERCENT.match(text)
+    if match is None:
+        return read_amount(text)
+    if not 0 < int(match[1]) < 100:
+        raise ValueError(f"{quoted(text)} must be 1% to 99%")
+    return Share(int(match[1]))
 
 
 def read_price(value: object) -> Price:
@@ -283,6 +320,19 @@ Money = Annotated[
     Amount,
     PlainValidator(read_amount),
     _text_schema(r"^[0-9][0-9_]*(\.[0-9]+)? ?[A-Za-z][A-Za-z_]*$", "20 USD", "600 requests"),
+]
+Limit = Annotated[
+    Amount | Follows,
+    PlainValidator(read_limit),
+    _text_schema(
+        r"^[0-9][0-9_]*(\.[0-9]+)? ?[A-Za-z][A-Za-z_]*$|^balance\([A-Za-z0-9_-]+\)$",
+        *("20 USD", "600 requests", "balance(deepseek)"),
+    ),
+]
+Reserve = Annotated[
+    Amount | Share,
+    PlainValidator(read_reserve),
+    _text_schema(r"^[0-9][0-9_]*(\.[0-9]+)? ?([A-Za-z][A-Za-z_]*|%)$", "20 USD", "20%"),
 ]
 PriceText = Annotated[
     Price,

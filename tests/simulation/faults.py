@@ -31,7 +31,7 @@ FAULTS = {
     ),
     "settling does not take the hold back": Fault(book, "_end", "account.held -= held", "pass"),
     "the comparison lets one step too many through": Fault(
-        book, "_shortfall", "leg.amount <= leg.limit", "leg.amount <= leg.limit + 1"
+        book, "_shortfall", "leg.amount <= limit", "leg.amount <= limit + 1"
     ),
     "an orphan is freed": Fault(book, "_actual", "        return held", "        return 0"),
     "a hold that comes again is held again": Fault(
@@ -39,7 +39,7 @@ FAULTS = {
     ),
     # Others of the book.
     "the comparison refuses the last step": Fault(
-        book, "_shortfall", "leg.amount <= leg.limit", "leg.amount < leg.limit"
+        book, "_shortfall", "leg.amount <= limit", "leg.amount < limit"
     ),
     "what others hold is not compared": Fault(
         book, "_shortfall", "account.spent + account.held", "account.spent"
@@ -82,7 +82,7 @@ FAULTS = {
         admission.Admission, "_judge", "self._give_back(outcome)", "pass"
     ),
     "who waits keeps the old limits": Fault(
-        admission, "_under", "limit=budget.limit_for(leg.payer)", "limit=leg.limit"
+        admission, "_under", "limit=limit,", "limit=leg.limit,"
     ),
     "who is served stays in line": Fault(
         waitlist.Waitlist, "leave", "self._tickets.pop(", "self._tickets.get("
