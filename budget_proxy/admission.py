@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import msgspec
 from msgspec import structs
@@ -21,9 +22,11 @@ from budget_proxy.core.events import Event, WaitEnded
 from budget_proxy.core.house import Service, Waiting
 from budget_proxy.core.refusal import MAX_RETRY_AFTER_S, Reason, Refusal, Shortfall
 from budget_proxy.core.shortfall import Wait, decide, refusal_for
+from budget_proxy.core.stops import Stop, refusal_of
 from budget_proxy.fail_open import FailOpen
 from budget_proxy.ledgers import Clock, LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.stops import StopBoard
 from budget_proxy.waitlist import Purse, Ticket, Waitlist
 
 TICK_S = 0.1
@@ -42,6 +45,17 @@ class Request(msgspec.Struct, frozen=True):
     """How long the caller lets us wait (`Prefer: wait`); None: as long as the policy does."""
     body_bytes: int
     gone: Departure
+    upstream: str = ""
+    nanos: int = 0
+    """What the call costs at most, in the upstream's currency."""
+
+
+class _Stopped(NamedTuple):
+    """The call does not pass, whatever its budgets have left."""
+
+    refusal: Refusal
+    waits_on: frozenset[Purse]
+    """The accounts that say that it may wait for the end of it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,7 +63,8 @@ class _Waiter:
     request: Request
     hold: Hold
     answer: asyncio.Future[Held | Refusal]
-    shortfalls: Sequence[Shortfall]
+    last: Sequence[Shortfall] | Refusal
+    """Why it did not pass when it was tried last; nothing: it has not been tried."""
 
 
 class Admission:
@@ -64,8 +79,11 @@ class Admission:
         clock: Clock,
         emit: Callable[[Event], None],
         fail_open: FailOpen | None = None,
+        stops: StopBoard | None = None,
     ) -> None:
-        """`fail_open`: the way past a ledger that is down."""
+        """`fail_open`: the way past a ledger that is down. `stops`: what stands before it."""
+        self._stops = stops or StopBoard()
+        self._stops.changed = self.changed
         self._fail_open = fail_open
         self._ledger = ledger
         self._binding = binding
@@ -111,7 +129,7 @@ class Admission:
         if barges and (behind := self._behind_others(request)) is not None:
             return await self._wait(request, behind, ())
         binding = self._binding
-        while isinstance(outcome := await self._try(request.hold), Short):
+        while isinstance(outcome := await self._try(request, request.hold), Short | _Stopped):
             if self._binding is binding:
                 break
             # Reloaded meanwhile. Who only now gets in line would keep the old limits there.
@@ -121,10 +139,10 @@ class Admission:
                 passed = await self._fail_open.lets_pass(request.hold, self._binding.budgets)
                 return passed or LEDGER_DOWN, 0.0
             return outcome, 0.0
-        decision = self._decide(outcome.shortfalls, request, self._clock())
+        decision = self._decide(outcome, request, self._clock())
         if isinstance(decision, Refusal):
             return decision, 0.0
-        return await self._wait(request, decision, outcome.shortfalls)
+        return await self._wait(request, decision, _last(outcome))
 
     def _under_now(self, request: Request, was: Binding) -> Request:
         """A request that was asked for under an earlier policy, under the one in force."""
@@ -148,7 +166,34 @@ class Admission:
             most_s = min(most_s, request.patience_s)
         return Wait(now_s + most_s, frozenset(shared)) if most_s > 0 else None
 
-    async def _try(self, hold: Hold) -> Held | Short | Refusal:
+    async def _try(self, request: Request, hold: Hold) -> Held | Short | _Stopped | Refusal:
+        stopped = self._stopped(request, hold)
+        if stopped is not None:
+            return stopped
+        answer = await self._hold(hold)
+        if not isinstance(answer, Held):
+            self._stops.did_not_try(hold.id)
+        return answer
+
+    def _stopped(self, request: Request, hold: Hold) -> _Stopped | None:
+        now_s, upstream = self._clock(), request.upstream
+        stop = self._stops.of(
+            hold.id, upstream, request.service.name, hold.legs, request.nanos, now_s
+        )
+        if stop is None:
+            return None
+        budgets = self._binding.budgets
+        waits_on = frozenset(
+            (leg.budget, leg.payer)
+            for leg in hold.legs
+            if leg.enforced
+            and (budget := budgets.get(leg.budget)) is not None
+            and budget.on_shortfall == "wait"
+            and _is_about(stop, budget)
+        )
+        return _Stopped(refusal_of(stop, now_s), waits_on)
+
+    async def _hold(self, hold: Hold) -> Held | Short | Refusal:
         answer = self._ledger.hold(hold)
         if isinstance(answer, Short):
             return answer
@@ -169,16 +214,16 @@ class Admission:
         self._ledger.land(Release(hold.id, "nobody_waited"))
         return LEDGER_DOWN
 
-    def _give_back(self, outcome: Held | Outcome | Refusal) -> None:
+    def _give_back(self, outcome: Held | _Stopped | Outcome | Refusal) -> None:
         """Nobody is there any more to use what was got."""
         if isinstance(outcome, Held):
             self._ledger.land(Release(outcome.id, "nobody_waited"))
 
-    def _decide(
-        self, shortfalls: Sequence[Shortfall], request: Request, came_s: float
-    ) -> Refusal | Wait:
+    def _decide(self, outcome: Short | _Stopped, request: Request, came_s: float) -> Refusal | Wait:
+        if isinstance(outcome, _Stopped):
+            return self._decide_stopped(outcome, request, came_s)
         return decide(
-            shortfalls,
+            outcome.shortfalls,
             self._binding.budgets,
             now_s=self._clock(),
             came_s=came_s,
@@ -186,10 +231,19 @@ class Admission:
             typical_s=self._typical_s,
         )
 
+    def _decide_stopped(self, stopped: _Stopped, request: Request, came_s: float) -> Refusal | Wait:
+        waits = [self._binding.budgets[name].max_wait_s for name, _ in stopped.waits_on]
+        most_s = min(waits, default=0.0)
+        if request.patience_s is not None:
+            most_s = min(most_s, request.patience_s)
+        if self._clock() < came_s + most_s:
+            return Wait(came_s + most_s, stopped.waits_on)
+        return stopped.refusal
+
     # -- the line --------------------------------------------------------------------------------
 
     async def _wait(
-        self, request: Request, wait: Wait, shortfalls: Sequence[Shortfall]
+        self, request: Request, wait: Wait, last: Sequence[Shortfall] | Refusal
     ) -> tuple[Held | Refusal, float]:
         now_s = self._clock()
         service = request.service
@@ -205,12 +259,13 @@ class Admission:
             short_on=wait.short_on,
         )
         if not self._line.join(ticket):
-            return self._line_full(shortfalls), 0.0
+            return self._line_full(() if isinstance(last, Refusal) else last), 0.0
         loop = asyncio.get_running_loop()
-        waiter = _Waiter(request, request.hold, loop.create_future(), shortfalls)
+        waiter = _Waiter(request, request.hold, loop.create_future(), last)
         self._waiters[ticket.id] = waiter
-        self._note(shortfalls)
-        if not shortfalls:
+        if not isinstance(last, Refusal):
+            self._note(last)
+        if not last:
             self._changed.set()
         if self._keeper is None:
             self._keeper = loop.create_task(self._keep(), name="waiting-line")
@@ -259,13 +314,14 @@ class Admission:
         if waiter is None or waiter.answer.done():
             return
         self._line.leave(ticket)
-        if not waiter.shortfalls:
+        if isinstance(waiter.last, Refusal):
+            waiter.answer.set_result(waiter.last)
+            return
+        if not waiter.last:
             waiter.answer.set_result(self._waited_behind())
             return
         waiter.answer.set_result(
-            refusal_for(
-                waiter.shortfalls, now_s=self._clock(), typical_s=self._typical_s, waited=True
-            )
+            refusal_for(waiter.last, now_s=self._clock(), typical_s=self._typical_s, waited=True)
         )
 
     def _waited_behind(self) -> Refusal:
@@ -301,13 +357,17 @@ class Admission:
         if not picked:
             return False
         tried = [(ticket, self._waiters[ticket.id]) for ticket in picked]
-        outcomes = await asyncio.gather(*(self._try(waiter.hold) for _, waiter in tried))
+        outcomes = await asyncio.gather(
+            *(self._try(waiter.request, waiter.hold) for _, waiter in tried)
+        )
         served = False
         for (ticket, waiter), outcome in zip(tried, outcomes, strict=True):
             served = self._judge(ticket, waiter, outcome) or served
         return served
 
-    def _judge(self, ticket: Ticket, waiter: _Waiter, outcome: Held | Short | Refusal) -> bool:
+    def _judge(
+        self, ticket: Ticket, waiter: _Waiter, outcome: Held | Short | _Stopped | Refusal
+    ) -> bool:
         if waiter.answer.done() or ticket not in self._line:
             # It left while we asked: what it got goes back.
             self._give_back(outcome)
@@ -320,9 +380,10 @@ class Admission:
         if isinstance(outcome, Refusal):
             decision = outcome
         else:
-            waiter.shortfalls = outcome.shortfalls
-            self._note(outcome.shortfalls)
-            decision = self._decide(outcome.shortfalls, waiter.request, ticket.joined_s)
+            waiter.last = _last(outcome)
+            if isinstance(outcome, Short):
+                self._note(outcome.shortfalls)
+            decision = self._decide(outcome, waiter.request, ticket.joined_s)
         if isinstance(decision, Refusal):
             self._line.leave(ticket)
             waiter.answer.set_result(decision)
@@ -334,6 +395,17 @@ class Admission:
         for shortfall in shortfalls:
             purse = (shortfall.budget, shortfall.payer)
             self._free[purse] = shortfall.limit - shortfall.spent - shortfall.held
+
+
+def _last(outcome: Short | _Stopped) -> Sequence[Shortfall] | Refusal:
+    return outcome.refusal if isinstance(outcome, _Stopped) else outcome.shortfalls
+
+
+def _is_about(stop: Stop, budget: Budget) -> bool:
+    """Whether calls of a budget may wait for the end of a stop."""
+    if stop.scope == "budget":
+        return stop.name == budget.name
+    return stop.scope == "upstream" and budget.balance == stop.name
 
 
 LEDGER_DOWN = Refusal(

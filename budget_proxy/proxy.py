@@ -243,7 +243,13 @@ class Proxy:
         )
         answer, waited_s = await self._admission.admit(
             Request(
-                hold, order.service, order.arrived.patience_s, len(order.body or b""), call.gone
+                hold,
+                order.service,
+                order.arrived.patience_s,
+                len(order.body or b""),
+                call.gone,
+                order.upstream.name,
+                order.estimate.amounts.get(order.upstream.currency, 0),
             )
         )
         trail.stages["hold"] = self._loop.time() - priced_s - waited_s

@@ -20,9 +20,11 @@ from budget_proxy.core.budget import Budget
 from budget_proxy.core.events import Event, WaitEnded
 from budget_proxy.core.house import Service, Waiting
 from budget_proxy.core.refusal import Reason, Refusal
+from budget_proxy.core.stops import Stop
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.pending import Pending
+from budget_proxy.stops import StopBoard
 from budget_proxy.waitlist import MAX_PASSED
 
 NOW_S = 1_800_000_000.0
@@ -44,12 +46,14 @@ class Door:
         self.commit = GroupCommit(self.ledger, deadline_s=SOON_S, hold_s=SOON_S)
         self.budgets = budgets or (budget(),)
         self.bounds = Waiting(**bounds)
+        self.stops = StopBoard()
         self.admission = Admission(
             self.commit,
             Binding(self.budgets),
             self.bounds,
             clock=lambda: self.now_s,
             emit=self.events.append,
+            stops=self.stops,
         )
 
     def legs(self, **amounts: int) -> tuple[Leg, ...]:
@@ -71,7 +75,8 @@ class Door:
         legs = self.legs(**(amounts if isinstance(amounts, dict) else {"A": amounts}))
         gone = Departure()
         who = Service(service, (), priority=priority)
-        request = Request(Hold(name, "me", legs, 60.0), who, patience_s, 0, gone)
+        cost = sum(leg.amount for leg in legs)
+        request = Request(Hold(name, "me", legs, 60.0), who, patience_s, 0, gone, "up", cost)
         return Guest(asyncio.create_task(self.admission.admit(request)), gone)
 
     async def queues(self, name: str, *args: Any, **more: Any) -> Guest:
@@ -200,7 +205,7 @@ def test_a_change_that_comes_while_the_line_is_tried_is_not_missed(
     told: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The round that was under way noted figures of before it."""
-    real = Admission._try
+    real = Admission._hold
 
     async def story(door: Door) -> None:
         async def slow(self: Admission, hold: Hold) -> Any:
@@ -212,7 +217,7 @@ def test_a_change_that_comes_while_the_line_is_tried_is_not_missed(
         await door.comes("1", 1).held()
         await door.comes("2", 8).held()
         third = await door.queues("3", 8)
-        monkeypatch.setattr(Admission, "_try", slow)
+        monkeypatch.setattr(Admission, "_hold", slow)
         await door.ends("1")
         await third.held()
 
@@ -376,7 +381,7 @@ def test_a_deadline_counts_from_when_one_came_and_the_answer_has_the_latest_figu
         door.now_s += 400
         await door.ends("1", 3)
         waiters = list(door.admission._waiters.values())
-        await until(lambda: all(w.shortfalls and w.shortfalls[0].spent for w in waiters))
+        await until(lambda: all(w.last and w.last[0].spent for w in waiters))
         LEAVING["runs late"](door, third)
         answers = [await third.answer()]
         door.now_s += 400
@@ -703,3 +708,122 @@ def test_whatever_happens_the_ledger_is_what_was_answered(told: Any, seed: int) 
         assert sum(entry.legs[0].amount for entry in settled) == spent
 
     told(story, budget("A", 60), budget("B", 60), tick_s=0.01)
+
+
+# -- stops ---------------------------------------------------------------------------------------
+
+
+def a_stop(kind: Any = "account_empty", **more: Any) -> Stop:
+    given = {"scope": "upstream", "name": "up", "why": "Insufficient Balance", "since_s": NOW_S}
+    return Stop(kind, **(given | more))
+
+
+STOPPED: dict[str, tuple[Stop, Reason | None]] = {
+    "the account is empty": (a_stop(), Reason.OUT_OF_MONEY),
+    "the key is at its cap": (a_stop("key_cap"), Reason.OUT_OF_MONEY),
+    "larger calls": (a_stop("too_big", above=4), Reason.OUT_OF_MONEY),
+    "larger calls than this": (a_stop("too_big", above=5), None),
+    "the upstream is paused": (a_stop("paused"), Reason.PAUSED),
+    "its budget is paused": (a_stop("paused", scope="budget", name="A"), Reason.PAUSED),
+    "its service is paused": (a_stop("paused", scope="service", name="s"), Reason.PAUSED),
+    "until later": (a_stop("paused", until_s=NOW_S + 1), Reason.PAUSED),
+    "it ended": (a_stop("paused", until_s=NOW_S), None),
+    "another upstream": (a_stop(name="other"), None),
+    "another budget": (a_stop("paused", scope="budget", name="B"), None),
+    "another service": (a_stop("paused", scope="service", name="t"), None),
+}
+
+
+@pytest.mark.parametrize("name", STOPPED)
+def test_a_stopped_call_is_refused_before_the_ledger_is_asked(told: Any, name: str) -> None:
+    stop, reason = STOPPED[name]
+
+    async def story(door: Door) -> None:
+        door.stops.put([stop])
+        guest = door.comes("1", 5)
+        if reason is None:
+            await guest.held()
+        else:
+            assert await guest.refused() is reason
+            assert door.ledger.batches == []
+
+    told(story, budget(on_shortfall="refuse"))
+
+
+def test_a_pause_is_said_before_what_the_provider_says(told: Any) -> None:
+    async def story(door: Door) -> None:
+        door.stops.put([a_stop(), a_stop("paused", scope="service", name="s")])
+        assert await door.comes("1").refused() is Reason.PAUSED
+
+    told(story)
+
+
+FOLLOWS = budget(balance="up")
+
+
+def test_who_may_wait_for_a_balance_waits_for_the_end_of_a_stop(told: Any) -> None:
+    async def story(door: Door) -> None:
+        door.stops.put([a_stop()])
+        guest = await door.queues("1", 5)
+        assert door.ledger.batches == []
+        door.stops.put([])
+        await guest.held()
+
+    told(story, FOLLOWS)
+
+
+def test_who_waited_too_long_for_the_end_of_a_stop_hears_of_it(told: Any) -> None:
+    async def story(door: Door) -> None:
+        door.stops.put([a_stop()])
+        assert await door.comes("1", 5, patience_s=0.01).refused() is Reason.OUT_OF_MONEY
+        assert door.ways == ["refused"]
+
+    told(story, FOLLOWS)
+
+
+def test_a_budget_on_another_balance_does_not_wait_for_it(told: Any) -> None:
+    async def story(door: Door) -> None:
+        door.stops.put([a_stop()])
+        assert await door.comes("1", 5).refused() is Reason.OUT_OF_MONEY
+
+    told(story, budget(balance="other"))
+
+
+def test_one_call_tries_whether_a_stop_is_over(told: Any) -> None:
+    async def story(door: Door) -> None:
+        said: list[tuple[str, bool]] = []
+        door.stops.tried = lambda upstream, served: said.append((upstream, served))
+        door.stops.put([a_stop()], may_try=["up"])
+        await door.comes("1", 5).held()
+        assert await door.comes("2", 5).refused() is Reason.OUT_OF_MONEY
+        door.stops.ended("another", served=True)
+        door.stops.ended("1", served=True)
+        door.stops.ended("1", served=True)
+        assert said == [("up", True)]
+
+    told(story, budget(on_shortfall="refuse"))
+
+
+def test_who_may_try_and_does_not_fit_leaves_it_to_the_next(told: Any) -> None:
+    async def story(door: Door) -> None:
+        door.stops.put([a_stop()], may_try=["up"])
+        assert await door.comes("1", 11).refused() is Reason.TOO_LARGE
+        await door.comes("2", 5).held()
+        assert await door.comes("3", 1).refused() is Reason.OUT_OF_MONEY
+
+    told(story, budget(on_shortfall="refuse"))
+
+
+def test_what_a_provider_says_stops_the_next_call_and_is_reported(told: Any) -> None:
+    async def story(door: Door) -> None:
+        reported: list[Stop] = []
+        door.stops.report = reported.append
+        door.stops.put([a_stop("paused", scope="service", name="t")], may_try=["up"])
+        door.stops.stop(a_stop())
+        door.stops.stop(a_stop(why="again"))
+        assert await door.comes("1").refused() is Reason.OUT_OF_MONEY
+        assert await door.comes("2", service="t").refused() is Reason.PAUSED
+        assert [stop.why for stop in reported] == ["Insufficient Balance", "again"]
+        assert len(door.stops.stops) == 2
+
+    told(story, budget(on_shortfall="refuse"))

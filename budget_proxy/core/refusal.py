@@ -19,6 +19,9 @@ class Reason(StrEnum):
 
     TOO_LARGE = "too_large"
     SPENT = "spent"
+    BALANCE = "balance_low"
+    OUT_OF_MONEY = "out_of_money"
+    PAUSED = "paused"
     WINDOW_TURNS = "window_turns"
     HELD = "held"
     WAITED = "waited"
@@ -56,6 +59,9 @@ class Rule(NamedTuple):
 REASONS: dict[Reason, Rule] = {
     Reason.TOO_LARGE: Rule(402, False, "This call alone is above the budget"),
     Reason.SPENT: Rule(402, False, "Budget spent"),
+    Reason.BALANCE: Rule(402, False, "The prepaid balance is too low"),
+    Reason.OUT_OF_MONEY: Rule(402, False, "The provider's account is out of money"),
+    Reason.PAUSED: Rule(402, False, "Paused by an operator"),
     Reason.WINDOW_TURNS: Rule(429, True, "Budget spent until the window turns"),
     Reason.HELD: Rule(429, True, "Budget held by calls in flight"),
     Reason.WAITED: Rule(429, True, "Waited for budget as long as allowed"),
@@ -86,6 +92,7 @@ MONEY_REASONS = frozenset(
     {
         Reason.TOO_LARGE,
         Reason.SPENT,
+        Reason.BALANCE,
         Reason.WINDOW_TURNS,
         Reason.HELD,
         Reason.WAITED,

@@ -50,10 +50,11 @@ def _patience(shortfall: Shortfall, budgets: Mapping[str, Budget]) -> float:
 
 
 def _may_change(shortfall: Shortfall, deadline_s: float) -> bool:
-    """Whether holds ending or the window turning can make room before the deadline."""
+    """Whether holds ending, the window turning or a top-up can make room before the deadline."""
     if shortfall.kind == "too_large":
         return False
-    return shortfall.kind == "held" or _turns_by(shortfall, deadline_s)
+    rises = shortfall.kind == "held" or shortfall.follows
+    return rises or _turns_by(shortfall, deadline_s)
 
 
 def _turns_by(shortfall: Shortfall, instant_s: float) -> bool:
@@ -80,4 +81,5 @@ def _spent(spent: list[Shortfall], shortfalls: tuple[Shortfall, ...], now_s: flo
         resets_s = max(s.resets_at_s for s in spent if s.resets_at_s is not None)
         retry_after_s = max(1, min(MAX_RETRY_AFTER_S, ceil(resets_s - now_s)))
         return Refusal(Reason.WINDOW_TURNS, "", shortfalls, retry_after_s=retry_after_s)
-    return Refusal(Reason.SPENT, "", shortfalls)
+    reason = Reason.BALANCE if all(shortfall.follows for shortfall in spent) else Reason.SPENT
+    return Refusal(reason, "", shortfalls)

@@ -78,4 +78,5 @@ def _figures(short: Shortfall) -> dict[str, object]:
         "window": short.window,
         "resets_at": None if short.resets_at_s is None else utc(short.resets_at_s),
         "enforced": short.enforced,
+        **({"reserve": exact(short.reserve, short.unit)} if short.reserve else {}),
     }

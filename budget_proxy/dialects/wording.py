@@ -98,16 +98,40 @@ def _account(short: Shortfall) -> str:
     held = show(short.held, short.unit)
     if short.kind == "too_large":
         per = window or "in total"
-        return f"This call alone is above budget {who}: it {could}, the limit is {limit} {per}."
+        return (
+            f"This call alone is above budget {who}: it {could}, the limit is {limit} {per}"
+            f"{_reserved(short)}."
+        )
     during = f" in this {window.removeprefix('per ')}" if window else " in total"
     if short.kind == "held":
         return (
             f"Budget {who} is held by calls in flight: {used} used and {held} held of {limit}"
-            f"{during}, this call {could}."
+            f"{during}{_reserved(short)}, this call {could}."
         )
+    if short.follows:
+        return _balance(short, who, could)
     state = "is spent" if short.spent >= short.limit else "has too little left"
     also = f", {held} held by calls in flight" if short.held else ""
-    return f"Budget {who} {state}: {used} of {limit} used{during}{also}, this call {could}."
+    return (
+        f"Budget {who} {state}: {used} of {limit} used{during}{also}{_reserved(short)}, this call "
+        f"{could}."
+    )
+
+
+def _balance(short: Shortfall, who: str, could: str) -> str:
+    """The limit of such an account follows the balance: what is left is all that says anything."""
+    left = show(max(0, short.limit - short.spent), short.unit)
+    held = f", {show(short.held, short.unit)} of it held by calls in flight" if short.held else ""
+    return (
+        f"The prepaid balance behind budget {who} is too low: {left} left to spend{held}"
+        f"{_reserved(short)}, this call {could}."
+    )
+
+
+def _reserved(short: Shortfall) -> str:
+    if not short.reserve:
+        return ""
+    return f", {show(short.reserve, short.unit)} kept for services of priority high"
 
 
 def _advice(refusal: Refusal, short: Shortfall, now_s: float | None) -> list[str]:
@@ -124,6 +148,8 @@ def _advice(refusal: Refusal, short: Shortfall, now_s: float | None) -> list[str
             ]
         case Reason.LINE_FULL:
             return ["The line of requests waiting for budget is full.", _retry(refusal)]
+        case Reason.BALANCE:
+            return ["The account at the provider has to be topped up."]
         case _:
             return [_reset(short, now_s), _retry(refusal)]
 

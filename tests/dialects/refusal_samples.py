@@ -47,7 +47,26 @@ TOO_LARGE = Shortfall(
     window="request",
     resets_at_s=None,
 )
-_SHORT = {Reason.TOO_LARGE: TOO_LARGE, Reason.SPENT: SPENT, Reason.WINDOW_TURNS: SPENT}
+BALANCE = Shortfall(
+    budget="account",
+    payer="(all)",
+    unit="USD",
+    limit=925 * USD,
+    spent=900 * USD,
+    held=20 * USD,
+    amount=6 * USD,
+    kind="spent",
+    window="total",
+    resets_at_s=None,
+    reserve=3 * USD,
+    follows=True,
+)
+_SHORT = {
+    Reason.BALANCE: BALANCE,
+    Reason.TOO_LARGE: TOO_LARGE,
+    Reason.SPENT: SPENT,
+    Reason.WINDOW_TURNS: SPENT,
+}
 _RETRY = {Reason.WINDOW_TURNS, Reason.HELD, Reason.WAITED, Reason.LINE_FULL, Reason.LEDGER_DOWN}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from refusal_samples import HELD, NOW_S, RESETS_AT_S, SPENT, TOO_LARGE, USD, refusal
+from refusal_samples import BALANCE, HELD, NOW_S, RESETS_AT_S, SPENT, TOO_LARGE, USD, refusal
 
 from budget_proxy.core.refusal import Reason, Refusal
 from budget_proxy.dialects.wording import MAX_DETAIL, message, printable
@@ -74,6 +74,21 @@ def test_too_large():
         "per request. Ask for less (a lower max_tokens, a shorter input) or raise the budget."
     )
     assert "is 2 USD in total." in said(Reason.TOO_LARGE, replace(TOO_LARGE, window="total"))
+
+
+def test_a_balance_that_is_too_low():
+    assert said(Reason.BALANCE, BALANCE) == (
+        "The prepaid balance behind budget 'account' is too low: 25 USD left to spend, 20 USD of "
+        "it held by calls in flight, 3 USD kept for services of priority high, this call could "
+        "cost up to 6 USD. The account at the provider has to be topped up."
+    )
+
+
+def test_a_share_kept_for_others():
+    short = replace(SPENT, spent=180 * USD, reserve=20 * USD)
+    assert "180 USD of 200 USD used in this day, 20 USD kept for services of priority high," in (
+        said(Reason.SPENT, short)
+    )
 
 
 def test_waited_and_line_full():

@@ -1,0 +1,89 @@
+"""The stops that this process knows of, and who may try whether one is over.
+
+Whoever keeps the stops (`stop_keeper`) sets them here; what the provider says to a call of this
+process stops the next ones at once, and is reported. Forbidden here: waiting, the ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from budget_proxy.core.book import Leg
+from budget_proxy.core.stops import Stop, Stops
+
+Report = Callable[[Stop], None]
+Tried = Callable[[str, bool], None]
+
+
+def _nobody(*_said: object) -> None:
+    """There is nobody to tell."""
+
+
+class StopBoard:
+    """What stops calls here and now."""
+
+    def __init__(self) -> None:
+        self._stops = Stops()
+        self._may_try: set[str] = set()
+        self._trying: dict[str, str] = {}
+        self.changed: Callable[[], None] = _nobody
+        """Called when calls may pass that did not before."""
+        self.report: Report = _nobody
+        """Told what a provider said, once per opening."""
+        self.tried: Tried = _nobody
+        """Told of an upstream whether the call that tried it was served."""
+
+    @property
+    def stops(self) -> Sequence[Stop]:
+        """Everything that is stopped."""
+        return self._stops.all
+
+    def put(self, stops: Sequence[Stop], may_try: Sequence[str] = ()) -> None:
+        """These are in force now; of these upstreams one call may pass, to see if it is served."""
+        self._stops = Stops(stops)
+        self._may_try = set(may_try)
+        self.changed()
+
+    def stop(self, stop: Stop) -> None:
+        """The provider said no more: calls stop at once, and whoever keeps the stops is told."""
+        kept = [known for known in self._stops.all if (known.id, known.kind) != _what(stop)]
+        self._stops = Stops([*kept, stop])
+        self._may_try.discard(stop.name)
+        self.report(stop)
+
+    def of(
+        self,
+        call_id: str,
+        upstream: str,
+        service: str,
+        legs: Sequence[Leg],
+        nanos: int,
+        now_s: float,
+    ) -> Stop | None:
+        """What stops a call; None also for the one that may try."""
+        if not self._stops:
+            return None
+        stop = self._stops.of(upstream, service, legs, nanos, now_s)
+        if stop is None or stop.kind == "paused" or upstream not in self._may_try:
+            return stop
+        self._may_try.discard(upstream)
+        self._trying[call_id] = upstream
+        return None
+
+    def did_not_try(self, call_id: str) -> None:
+        """The call that was let through to try did not get past its budgets: another one may."""
+        upstream = self._trying.pop(call_id, None)
+        if upstream is not None:
+            self._may_try.add(upstream)
+
+    def ended(self, call_id: str, *, served: bool) -> None:
+        """A call was answered by its upstream, or not."""
+        if not self._trying:
+            return
+        upstream = self._trying.pop(call_id, None)
+        if upstream is not None:
+            self.tried(upstream, served)
+
+
+def _what(stop: Stop) -> tuple[str, str]:
+    return stop.id, stop.kind
