@@ -149,8 +149,19 @@ class CeilingMoved:
     """Whether the holds are higher than before."""
 
 
+@dataclass(frozen=True, slots=True)
+class BreakerTurned:
+    """A provider's account was found to be out of money, or to have some again."""
+
+    upstream: str
+    kind: str
+    is_open: bool
+    why: str = ""
+
+
 Event = (
-    CallEnded
+    BreakerTurned
+    | CallEnded
     | CeilingMoved
     | FailedOpen
     | HoldPresumed

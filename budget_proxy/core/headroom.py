@@ -1,0 +1,139 @@
+"""What of a prepaid balance may still be spent: from what was read, and what was spent since. Pure.
+
+Every provider's figure is old (`lag`): what was spent since then is in the ledger and not yet in
+the figure. So each time it is read,
+
+    limit of the budget = spent then + figure - keep - what others will take until the next look
+
+where *spent then* is what the budget had spent when the figure was true, or earlier. With the
+limit so, `limit - spent - held` is what is left: a look never raises it above the figure less what
+calls in flight hold.
+
+Others who spend from the same account show as *drift*: by how much the balance fell more than our
+own spending says. Drift that goes on is taken off in advance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from budget_proxy.core.money import MAX_SUM
+
+UNLIMITED = MAX_SUM // 2
+MAX_SAMPLES = 240
+KEPT_DRIFTS = 10
+"""Looks of which the drift is remembered."""
+SUSTAINED = 3
+"""So many looks make a drift one that goes on."""
+
+
+class Sample(NamedTuple):
+    """What a budget had spent in all at an instant."""
+
+    at_s: float
+    spent: int
+
+
+class Drift(NamedTuple):
+    """What others took between two looks. Negative: the balance rose, or we were billed less."""
+
+    seconds: float
+    steps: int
+
+
+class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The last good look at a balance, and what is needed of those before it. Steps of its unit,
+    epoch seconds. The body of a note."""
+
+    at_s: float
+    amount: int | None
+    """None: without limit."""
+    open: bool = True
+    """False: the provider's own word for empty."""
+    highest: int = 0
+    """The highest good figure ever."""
+    samples: dict[str, list[Sample]] = {}
+    """By budget, oldest first: as far back as the figure may be old."""
+    drifts: list[Drift] = []
+    topped_up: int = 0
+    """Top-ups that were sent and have not been seen yet."""
+
+
+def look(
+    before: Seen | None,
+    amount: int | None,
+    spent: Mapping[str, int],
+    at_s: float,
+    lag_s: float,
+    *,
+    just: Mapping[str, int] | None = None,
+) -> Seen:
+    """A good look. `spent`: what each budget on the balance had spent in all when it was begun, at
+    `at_s`. `just`: how much of that in the last `lag_s`, for budgets that were never looked at."""
+    samples = {}
+    for name, total in spent.items():
+        known = _samples_of(before, name) or [
+            Sample(at_s - lag_s, total - (just or {}).get(name, 0))
+        ]
+        samples[name] = _kept([*known, Sample(at_s, total)], at_s - lag_s)
+    drifts: list[Drift] = []
+    if before is not None and before.amount is not None and amount is not None:
+        own = max(
+            (
+                spent_then(samples[name], at_s - lag_s)
+                - spent_then(_samples_of(before, name) or samples[name], before.at_s - lag_s)
+                for name in spent
+            ),
+            default=0,
+        )
+        drift = Drift(max(at_s - before.at_s, 0.001), before.amount - amount - own)
+        drifts = [*before.drifts, drift][-KEPT_DRIFTS:]
+    highest = max(before.highest if before else 0, amount or 0)
+    return Seen(at_s, amount, highest=highest, samples=samples, drifts=drifts)
+
+
+def _samples_of(seen: Seen | None, budget: str) -> Sequence[Sample]:
+    return [] if seen is None else seen.samples.get(budget, [])
+
+
+def _kept(samples: list[Sample], then_s: float) -> list[Sample]:
+    """Those since the figure was true, and the last one before; of too many every other one."""
+    older = [index for index, sample in enumerate(samples) if sample.at_s <= then_s]
+    kept = samples[older[-1] :] if older else samples
+    return kept if len(kept) <= MAX_SAMPLES else [*kept[:-1:2], kept[-1]]
+
+
+def spent_then(samples: Sequence[Sample], then_s: float) -> int:
+    """What had been spent when the figure was true: as of the last sample before, so rather less;
+    where none is so old, as of the first."""
+    spent = samples[0].spent if samples else 0
+    for sample in samples:
+        if sample.at_s > then_s:
+            break
+        spent = sample.spent
+    return spent
+
+
+def drift_rate(drifts: Sequence[Drift]) -> float:
+    """Steps a second that others take, once that goes on; 0 before. A rise that is larger than any
+    fall was a top-up, and says nothing of it."""
+    largest = max((drift.steps for drift in drifts), default=0)
+    counted = [drift for drift in drifts if -drift.steps <= largest]
+    if len(counted) < SUSTAINED:
+        return 0.0
+    steps = sum(drift.steps for drift in counted)
+    return max(0.0, steps / sum(drift.seconds for drift in counted))
+
+
+def limit_of(seen: Seen, budget: str, *, keep: int, lag_s: float, every_s: float) -> int:
+    """The limit of one budget, until the next look."""
+    if not seen.open:
+        return 0
+    if seen.amount is None:
+        return UNLIMITED
+    then = spent_then(_samples_of(seen, budget), seen.at_s - lag_s)
+    others = int(drift_rate(seen.drifts) * (lag_s + every_s))
+    return max(0, then + seen.amount - keep - others)
