@@ -43,7 +43,8 @@ DIVISIONS = {
 }
 MONEY = (
     *("accounts_view.py", "catalogue.py", "opening.py", "records.py"),
-    *(f"core/{name}.py" for name in ("binding", "book", "estimate", "learned", "meter")),
+    *(f"core/{name}.py" for name in ("binding", "book", "estimate", "jsonpath", "learned")),
+    "core/meter.py",
     "core/money.py",
     *("core/settlement.py", "core/spans.py", "core/tariff.py", "sandbox/bank.py"),
     "sandbox/prices.py",
