@@ -36,6 +36,7 @@ FLOATS = {
 DIVISIONS = {
     "__main__.py": "paths of files",
     "metrics.py": "Prometheus wants whole units",
+    "policy/providers.py": "paths of files",
     "policy/tariffs.py": "paths of files",
     "report.py": "of Decimals, for a bar twenty characters wide",
     "sandbox/geo.py": "degrees of the places it makes up",
