@@ -29,6 +29,7 @@ from budget_proxy import sandbox
 from budget_proxy.__main__ import build_parser, find_policy
 from budget_proxy.catalogue import Catalogue
 from budget_proxy.core import events, house, settlement
+from budget_proxy.core.balance import Watch
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.refusal import REASONS
 from budget_proxy.core.tariff import Route
@@ -36,6 +37,7 @@ from budget_proxy.metrics import FAMILIES
 from budget_proxy.policy import check, load
 from budget_proxy.policy.entry import Entry
 from budget_proxy.policy.model import PolicyEntry
+from budget_proxy.policy.providers import packaged
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -47,6 +49,7 @@ DEFAULT = re.compile(r" *\b[Dd]efault:? ([^.]+?)\.(?= |$)")
 
 CORE = {
     "UpstreamEntry": house.Upstream,
+    "BalanceEntry": Watch,
     "TimeoutsEntry": house.Timeouts,
     "ServiceEntry": house.Service,
     "BudgetEntry": Budget,
@@ -56,6 +59,7 @@ CORE = {
 """What each section builds: there the defaults really stand."""
 PLACES = ("json", "query", "header", "path")
 DEPENDS = {("BudgetEntry", "max_wait"), ("UpstreamEntry", "dialect")}
+DEPENDS |= {("BalanceEntry", "unit"), ("BalanceEntry", "url")}
 """Defaults that another key decides."""
 
 JANITOR = typing.get_type_hints(events.HoldPresumed)["why"]
@@ -218,6 +222,17 @@ def outcomes_table() -> str:
     )
 
 
+def providers_table() -> str:
+    known, rows = packaged(), []
+    for name in known.names():
+        provider = known.named(name)
+        hosts = ", ".join(f"`{host}`" for host in provider.hosts) or "any other"
+        asked = "" if provider.preset is None else f"`{provider.preset.url}`"
+        kinds = sorted({rule.means for rule in provider.rules.rules} - {"transient"})
+        rows.append((f"`{name}`", hosts, asked, ", ".join(f"`{kind}`" for kind in kinds)))
+    return table("provider|hosts|balance|errors tell", rows)
+
+
 def sandbox_table() -> str:
     parser = argparse.ArgumentParser()
     sandbox.add_arguments(parser)
@@ -239,6 +254,7 @@ def generated(tmp_path: Path) -> dict[str, Callable[[], str]]:
         "max output": max_output_table,
         "unbounded": unbounded_table,
         "sandbox options": sandbox_table,
+        "providers": providers_table,
     }
     for name, entry in entries().items():
         made[f"keys {name}"] = lambda entry=entry: keys_table(entry)  # type: ignore[misc]

@@ -36,6 +36,7 @@ FLOATS = {
 DIVISIONS = {
     "__main__.py": "paths of files",
     "metrics.py": "Prometheus wants whole units",
+    "policy/providers.py": "paths of files",
     "policy/tariffs.py": "paths of files",
     "report.py": "of Decimals, for a bar twenty characters wide",
     "sandbox/geo.py": "degrees of the places it makes up",
@@ -43,7 +44,8 @@ DIVISIONS = {
 }
 MONEY = (
     *("accounts_view.py", "catalogue.py", "opening.py", "records.py"),
-    *(f"core/{name}.py" for name in ("binding", "book", "estimate", "learned", "meter")),
+    *(f"core/{name}.py" for name in ("binding", "book", "estimate", "jsonpath", "learned")),
+    "core/meter.py",
     "core/money.py",
     *("core/settlement.py", "core/spans.py", "core/tariff.py", "sandbox/bank.py"),
     "sandbox/prices.py",

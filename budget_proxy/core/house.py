@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from budget_proxy.core.balance import Watch
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.retention import RETENTION_S
 from budget_proxy.core.tariff import ModelPrices, Tariff
+from budget_proxy.core.verdict import Rules
 
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
@@ -65,6 +67,10 @@ class Upstream:
     ca: str | None = None
     proxy: str | None = field(default=None, repr=False)
     allow_encoded_slash: bool = False
+    rules: Rules = field(default_factory=Rules, repr=False)
+    """What its refusals mean for the money."""
+    watch: Watch | None = None
+    """Where its prepaid balance is asked for; None: it is not watched."""
 
 
 @dataclass(frozen=True, slots=True)

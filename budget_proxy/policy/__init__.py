@@ -9,6 +9,9 @@
     tariff_model the tariff language
     sources      places, tests and quantities of a tariff, built
     tariffs      tariffs, built; the catalogue
+    balance_model, providers, balances
+                 balances and refusals of providers: the language, the files of the package, built
+    credentials  credentials and their places
     network      addresses, URLs, hosts, mounts
     upstreams, services, budgets
                  the sections, built

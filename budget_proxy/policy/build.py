@@ -26,6 +26,7 @@ from budget_proxy.policy.mistakes import Mistake, PolicyError, listed, quoted, s
 from budget_proxy.policy.model import SECTIONS, PolicyEntry
 from budget_proxy.policy.network import address, host_name, is_loopback
 from budget_proxy.policy.nodes import MAX_BYTES, Table, TreeError, decode, plain, read_tree
+from budget_proxy.policy.providers import packaged
 from budget_proxy.policy.services import build_service
 from budget_proxy.policy.sheet import Sheet, Spot
 from budget_proxy.policy.standins import without_secrets
@@ -82,11 +83,11 @@ def check(
 
 
 def _checked(sheet: Sheet, prices: PricesOf | None, catalogue: Traversable | None) -> Checked:
-    tariffs = Catalogue(catalogue)
+    tariffs, providers = Catalogue(catalogue), packaged()
     entry = _entries(sheet)
     house = None
     if entry is not None:
-        house = _Builder(sheet.root(), entry, Supplies(tariffs, prices)).build()
+        house = _Builder(sheet.root(), entry, Supplies(tariffs, prices, providers)).build()
     if sheet.mistakes or tariffs.mistakes or house is None:
         raise PolicyError([*sheet.mistakes, *tariffs.mistakes])
     for steps, message in warned(house):

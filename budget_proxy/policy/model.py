@@ -13,6 +13,8 @@ from pydantic import Field
 from budget_proxy.core.budget import Missing, OnShortfall, Opening
 from budget_proxy.core.house import Priority
 from budget_proxy.core.window import Per
+from budget_proxy.policy.balance_model import BalanceForm
+from budget_proxy.policy.credentials import CredentialForm
 from budget_proxy.policy.entry import Entry, PolicySchema
 from budget_proxy.policy.tariff_model import Dialect, TariffForm
 from budget_proxy.policy.values import (
@@ -37,16 +39,6 @@ from budget_proxy.policy.values import (
     Texts,
     Zone,
 )
-
-
-class CredentialEntry(Entry):
-    """A credential and where it goes: one of bearer, basic, header, query."""
-
-    bearer: Secret | None = Field(None, description="Authorization: Bearer ...")
-    basic: Secret | None = Field(None, description="user:password, for Authorization: Basic.")
-    header: Text | None = Field(None, description="Name of a header; with `value`.")
-    query: Text | None = Field(None, description="Name of a query field; with `value`.")
-    value: Secret | None = Field(None, description="What goes into that header or field.")
 
 
 class ChargeEntry(Entry):
@@ -81,13 +73,7 @@ class UpstreamEntry(Entry):
     tariff: TariffForm = Field(
         description="What its calls cost: a name from the catalogue, a list of routes, or a tariff."
     )
-    credential: (
-        Annotated[
-            Annotated[Secret, TEXT] | Annotated[CredentialEntry, MAPPING],
-            BY_SHAPE,
-        ]
-        | None
-    ) = Field(
+    credential: CredentialForm | None = Field(
         None,
         description="Put in where the provider wants it; services never see it. `pass` lets the "
         "caller's own through. Left out under an inline tariff: none is put in.",
@@ -131,6 +117,16 @@ class UpstreamEntry(Entry):
         None,
         description="Prices of models the catalogue does not know, by glob: "
         "{input_tokens: 3 USD per 1M, output_tokens: 12 USD per 1M, max_output: 16384}.",
+    )
+    provider: Text | None = Field(
+        None,
+        description="Whose errors it answers with: a name from the list of providers, or generic. "
+        "Default: by the host of the URL.",
+    )
+    balance: BalanceForm | None = Field(
+        None,
+        description="Where its prepaid balance is asked for: a preset's name, manual, or a "
+        "mapping. Default: it is not watched.",
     )
 
 

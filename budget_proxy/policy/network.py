@@ -73,6 +73,22 @@ def http_url(spot: Spot, text: str) -> str:
     return ""
 
 
+def balance_url(spot: Spot, text: str, origin: str) -> str | None:
+    """The URL of a balance, with its query: absolute, or a path under an origin."""
+    path, question, query = text.partition("?")
+    if text.startswith("/") and not text.startswith("//"):
+        path = origin + path
+    if "{" in text or "#" in text:
+        spot.wrong("the URL must have no {, } or # in it; put your own part in their place")
+        return None
+    if question and not _PRINTABLE.match(query):
+        spot.wrong("is not a URL, as in https://api.example.com/balance")
+        return None
+    found = http_url(spot, path)
+    slash = "/" if path.endswith("/") else ""
+    return f"{found}{slash}{question}{query}" if found else None
+
+
 def proxy_url(spot: Spot, text: str) -> str:
     """A forward proxy's URL; it may hold a user name and a password."""
     parts = _split(text)

@@ -14,7 +14,8 @@ from itertools import count
 from budget_proxy.policy.nodes import Entry, Items, Node, Scalar, Table
 
 ANY = "*"
-_URL = "http://unset.invalid"
+UNSET_HOST = "unset.invalid"
+UNSET_URL = f"http://{UNSET_HOST}"
 _PLACES: dict[tuple[str, ...], str] = {
     ("admin_token",): "unset-admin-token-{}",
     ("services", ANY, "key"): "unset-key-{}",
@@ -23,8 +24,13 @@ _PLACES: dict[tuple[str, ...], str] = {
     ("upstreams", ANY, "credential", "bearer"): "unset",
     ("upstreams", ANY, "credential", "basic"): "unset:unset",
     ("upstreams", ANY, "credential", "value"): "unset",
-    ("upstreams", ANY, "proxy"): _URL,
-    ("upstreams", ANY, "url"): _URL,
+    ("upstreams", ANY, "balance", "credential"): "unset",
+    ("upstreams", ANY, "balance", "credential", "bearer"): "unset",
+    ("upstreams", ANY, "balance", "credential", "basic"): "unset:unset",
+    ("upstreams", ANY, "balance", "credential", "value"): "unset",
+    ("upstreams", ANY, "balance", "url"): UNSET_URL,
+    ("upstreams", ANY, "proxy"): UNSET_URL,
+    ("upstreams", ANY, "url"): UNSET_URL,
 }
 """Ways to a value, and what stands in for it: of the form that is expected there, and with a number
 where no two may be the same."""

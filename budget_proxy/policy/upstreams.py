@@ -10,12 +10,14 @@ from typing import Any, Literal
 from budget_proxy.core.house import Timeouts, Upstream
 from budget_proxy.core.money import is_currency
 from budget_proxy.core.tariff import ModelPrices, Tariff
+from budget_proxy.policy.balances import build_watch
+from budget_proxy.policy.credentials import checked, placed
 from budget_proxy.policy.entry import Entry
 from budget_proxy.policy.mistakes import quoted
-from budget_proxy.policy.model import ChargeEntry, CredentialEntry, UpstreamEntry
+from budget_proxy.policy.model import ChargeEntry, UpstreamEntry
 from budget_proxy.policy.network import host_name, http_url, mount_path, overlaps, proxy_url
+from budget_proxy.policy.providers import Providers
 from budget_proxy.policy.sheet import Spot
-from budget_proxy.policy.sources import header_name, one_of
 from budget_proxy.policy.tariffs import (
     Catalogue,
     Draft,
@@ -26,9 +28,7 @@ from budget_proxy.policy.tariffs import (
 from budget_proxy.policy.values import Amount
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\Z")
-_CREDENTIAL = re.compile(r"[ -~]+\Z")
 _PASS = "pass"  # noqa: S105 - the word that means: none of ours
-_PLACES = {"bearer": "bearer", "basic": "basic", "header": "header", "query": "query"}
 _AS_GIVEN = frozenset(
     {
         "max_output",
@@ -45,10 +45,11 @@ _AS_GIVEN = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Supplies:
-    """Where tariffs and model prices come from."""
+    """Where tariffs, model prices and what is known of providers come from."""
 
     catalogue: Catalogue
     prices: PricesOf | None
+    providers: Providers
 
 
 def check_name(spot: Spot, name: str) -> None:
@@ -82,7 +83,7 @@ def build_upstream(
         return None
     tariff, credential = _credential(spot, entry, draft)
     currency = _currency(tariff, entry)
-    return Upstream(
+    upstream = Upstream(
         name=name,
         url=url,
         tariff=tariff,
@@ -99,6 +100,9 @@ def build_upstream(
         proxy=proxy_url(spot.at("proxy"), entry.proxy) if entry.proxy else None,
         **given(entry, Upstream, _AS_GIVEN),
     )
+    provider = supplies.providers.of(spot.at("provider"), entry.provider, url)
+    watch = build_watch(spot.at("balance"), entry.balance, upstream, supplies.providers)
+    return replace(upstream, rules=provider.rules, watch=watch)
 
 
 def _draft(spot: Spot, name: str, entry: UpstreamEntry, catalogue: Catalogue) -> Draft | None:
@@ -123,37 +127,9 @@ def _credential(spot: Spot, entry: UpstreamEntry, draft: Draft) -> tuple[Tariff,
     if isinstance(form, str):
         if form == _PASS:
             return tariff, None
-        return tariff, _checked(spot, form)
-    return _placed(spot, form, tariff)
-
-
-def _placed(spot: Spot, form: CredentialEntry, tariff: Tariff) -> tuple[Tariff, str]:
-    place = one_of(spot, form, _PLACES)
-    if place in ("header", "query") and form.value is None:
-        spot.wrong(f"`{place}` needs `value`, what goes there")
-    elif place in ("bearer", "basic") and form.value is not None:
-        spot.wrong_key("value", f"`{place}` holds the value itself")
-    if place == "header":
-        name = header_name(spot.at("header"), form.header or "")
-        tariff = replace(tariff, credential="header", credential_name=name)
-    elif place == "query":
-        tariff = replace(tariff, credential="query", credential_name=form.query or "")
-    elif place == "basic":
-        if ":" not in (form.basic or ""):
-            spot.at("basic").wrong("must be user:password")
-        tariff = replace(tariff, credential="basic", credential_name="")
-    else:
-        tariff = replace(tariff, credential="bearer", credential_name="")
-    key = place if place in ("bearer", "basic") else "value"
-    return tariff, _checked(spot.at(key), form.bearer or form.basic or form.value or "")
-
-
-def _checked(spot: Spot, credential: str) -> str:
-    if credential and (not _CREDENTIAL.match(credential) or credential != credential.strip()):
-        spot.wrong("has characters that no header can carry (a newline, a space at an end?)")
-    if spot.is_literal:
-        spot.note("a credential stands in this file as it is; ${NAME} or ${file:...} keeps it out")
-    return credential
+        return tariff, checked(spot, form)
+    place, name, value = placed(spot, form)
+    return replace(tariff, credential=place, credential_name=name), value
 
 
 def _prices(
