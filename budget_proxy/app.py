@@ -38,8 +38,10 @@ from budget_proxy.core.events import Event, LedgerChanged, Observer, PolicyReloa
 from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.learned import Learned
+from budget_proxy.core.stops import Stop
 from budget_proxy.correction import adjusted_account, correction_for
 from budget_proxy.fail_open import FailOpen
+from budget_proxy.keeping import Keeping
 from budget_proxy.ledgers import (
     SQLITE,
     BudgetRow,
@@ -60,6 +62,8 @@ from budget_proxy.pooling import Snapshot
 from budget_proxy.proxy import Proxy
 from budget_proxy.relearning import relearn
 from budget_proxy.roster import Roster
+from budget_proxy.stop_keeper import stops_in
+from budget_proxy.stops import StopBoard
 from budget_proxy.upstream import Outgoing, Switchboard
 
 logger = logging.getLogger(__name__)
@@ -89,6 +93,12 @@ class Fleet(Protocol):
     async def snapshots(self) -> Sequence[Snapshot]:
         """The figures of those that serve, and of those that did."""
 
+    def spread(self, stops: Sequence[Stop], may_try: Sequence[str]) -> None:
+        """Let every worker know what is stopped; of these upstreams one of them may try."""
+
+    def changed(self) -> None:
+        """Let every worker know that there is more money."""
+
 
 class App:
     """One running proxy (and what the admin application controls)."""
@@ -113,6 +123,7 @@ class App:
         self._keeps, self._answers = part != "worker", part != "keeper"
         self._fleet = fleet
         self._prepared: tuple[House, dict[str, Outgoing]] | None = None
+        self.stops = StopBoard()
         self.house = load()
         self._learned = Learned()
         shared = part == "worker"
@@ -138,6 +149,7 @@ class App:
         self._retiring: set[asyncio.Task[None]] = set()
         self._admin: web.AppRunner | None = None
         self._ledger: Ledger | None = None
+        self._keeping: Keeping | None = None
         self.address = self.admin_address = ("", 0)
 
     # -- life ------------------------------------------------------------------------------------
@@ -155,12 +167,15 @@ class App:
             await self._take_over(self._ledger)
         else:
             self._roster.learn(await self._ledger.accounts(), self._binding.budgets)
+            self.stops.put(await stops_in(self._ledger))
         if self._answers:
             await relearn(self._ledger, self._learned)
             self._build()
             upstreams = self.house.upstreams
             self._switchboard.connect(upstreams, self._switchboard.prepare(upstreams))
         if self._keeps:
+            self._keeping = self._new_keeping(self._ledger)
+            await self._keeping.start()
             await self._start_admin()
         if self._answers:
             self._listen(listening)
@@ -177,6 +192,35 @@ class App:
         known = await ledger.budgets()
         _warn(await self._open_budgets(self.house, known))
         await self._remember_budgets(known)
+
+    def _new_keeping(self, ledger: Ledger) -> Keeping:
+        if self._answers:
+            self.stops.report = self.heard_stop
+            self.stops.tried = self.heard_try
+        return Keeping(
+            self.house,
+            ledger,
+            self._commit,
+            clock=self._clock,
+            random=self._random.random,
+            new_id=self._new_id,
+            emit=self._emit,
+            owner=self._owner,
+            distribute=self.stops.put if self._fleet is None else self._fleet.spread,
+            changed=self.more_money if self._fleet is None else self._fleet.changed,
+        )
+
+    def heard_stop(self, stop: Stop) -> None:
+        """A call, here or in a worker, heard that the money is out."""
+        self.keeping.opened(stop)
+
+    def heard_try(self, upstream: str, served: bool) -> None:
+        """The call that tried whether a stop is over has ended, here or in a worker."""
+        self.keeping.tried(upstream, served)
+
+    def more_money(self) -> None:
+        """Those who wait are tried at once."""
+        self._admission.changed()
 
     def _say_presumed(self, presumed: int) -> None:
         if presumed:
@@ -226,6 +270,7 @@ class App:
             clock=self._clock,
             emit=self._emit,
             fail_open=self._fail_open,
+            stops=self.stops,
         )
         self._proxy = Proxy(
             self.house,
@@ -240,6 +285,7 @@ class App:
             clock=self._clock,
             new_id=self._new_id,
             emit=self._emit,
+            stops=self.stops,
         )
         self._listener = Listener(self._proxy.serve, self.house.limits)
 
@@ -259,6 +305,8 @@ class App:
             await self._listener.stop(self.house.limits.grace_s if grace_s is None else grace_s)
             await self._landed()
             await self._switchboard.close()
+        if self._keeping is not None:
+            await self._keeping.stop()
         tasks = [*self._tasks.values(), *self._retiring]
         for task in tasks:
             task.cancel()
@@ -340,6 +388,7 @@ class App:
                 await self._commit.commit(Release(self._new_id(), "reloaded"))
                 await self._open_budgets(house, known)
                 await self._remember_budgets(known)
+                await self.keeping.begin(self.house)
             except LedgerDownError as error:
                 logger.error("what new budgets begin with is not all booked: %s", error)
             return []
@@ -444,6 +493,12 @@ class App:
     def lock_path(self) -> Path | None:
         """The file whose lock every writer of the ledger has; None: there is none."""
         return self._open_ledger.lock_path
+
+    @property
+    def keeping(self) -> Keeping:
+        """The standing duties of the half that keeps the ledger."""
+        assert self._keeping is not None, "the keeping half has been started"
+        return self._keeping
 
     @property
     def _open_ledger(self) -> Ledger:

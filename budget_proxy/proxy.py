@@ -56,9 +56,11 @@ from budget_proxy.core.settlement import Course, settle
 from budget_proxy.core.tariff import Document, Route
 from budget_proxy.dialects import render
 from budget_proxy.fail_open import FailOpen
+from budget_proxy.hearing import Hearing, hearing_of
 from budget_proxy.ledgers import Clock
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.records import about_call, result_of
+from budget_proxy.stops import StopBoard
 from budget_proxy.trail import Order, Trail, ended
 from budget_proxy.upstream import Body, Switchboard, UpstreamAnswer
 
@@ -94,7 +96,9 @@ class Proxy:
         clock: Clock,
         new_id: Callable[[], str],
         emit: Callable[[Event], None],
+        stops: StopBoard | None = None,
     ) -> None:
+        self._stops = stops or StopBoard()
         self._house = house
         self._arrivals = Arrivals(house)
         self._binding = binding
@@ -330,7 +334,8 @@ class Proxy:
         head = answer.head
         by_name = header_rules.by_name(head.headers)
         meter = meter_for(order.route, drops_usage=order.estimate.drops_usage, headers=by_name)
-        relay = _Relay(self, call, order, answer, meter, trail)
+        hearing = hearing_of(order.upstream, head.status, by_name)
+        relay = _Relay(self, call, order, answer, meter, trail, hearing)
         headers = credential.without_ours(order.upstream, header_rules.to_caller(head.headers))
         if meter.edits:
             headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
@@ -373,6 +378,14 @@ class Proxy:
             operation = Settle(trail.hold_id, settlement.amounts, settlement.rule, result)
         ledger = self._ledger if trail.hold_id == trail.call_id else self._fail_open
         ledger.land(operation).add_done_callback(self._landed)
+
+    def _heard(self, order: Order, hearing: Hearing) -> None:
+        """An answer that may say that the money is out: then no other call follows it."""
+        upstream = order.upstream
+        nanos = order.estimate.amounts.get(upstream.currency, 0)
+        stop = hearing.stop(nanos, self._clock())
+        if stop is not None:
+            self._stops.stop(stop)
 
     def _landed(self, done: asyncio.Future[Outcome]) -> None:
         if done.cancelled():
@@ -428,6 +441,7 @@ class Proxy:
         trail.stages["total"] = total_s
         if trail.held:
             self._admission.took(total_s - trail.stages.get("wait", 0.0))
+        self._stops.ended(trail.call_id, served=trail.outcome == "served" and trail.status < 400)
         if call.gone and trail.outcome == "served":
             trail.outcome = "hung_up"
         self._emit(ended(trail, self._clock()))
@@ -444,7 +458,9 @@ class _Relay:
         answer: UpstreamAnswer,
         meter: Meter,
         trail: Trail,
+        hearing: Hearing | None,
     ) -> None:
+        self._hearing = hearing
         self._proxy = proxy
         self._call = call
         self._order = order
@@ -471,6 +487,8 @@ class _Relay:
             if not chunk:
                 break
             passed = self._meter.feed(chunk)
+            if self._hearing is not None:
+                self._hearing.feed(chunk)
             if left is not None:
                 left = max(0, left - len(chunk))
                 if left == 0:
@@ -489,6 +507,8 @@ class _Relay:
     def _end(self) -> bytes:
         """The upstream's end: read the figures and settle."""
         rest = self._meter.close()
+        if self._hearing is not None:
+            self._proxy._heard(self._order, self._hearing)  # noqa: SLF001
         self._proxy._settle(self._order, self._trail, self.course(whole=True))  # noqa: SLF001
         return rest
 

@@ -6,7 +6,7 @@ anything a caller typed but the model's name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -118,6 +118,11 @@ def amounts_of(entry: Entry) -> Mapping[str, int]:
     if entry.kind == "presumed":
         return estimate_of(entry.about)
     return _result(entry.result).amounts
+
+
+def spent_since(entries: Iterable[Entry], budget: str) -> int:
+    """What these entries spent of a budget."""
+    return sum(leg.amount for entry in entries for leg in entry.legs if leg.budget == budget)
 
 
 class Lesson(NamedTuple):

@@ -25,12 +25,16 @@ import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from budget_proxy.app import App, CannotReloadError
 from budget_proxy.channel import Channel, GoneError, Message
 from budget_proxy.core.house import House
+from budget_proxy.core.stops import Stop
 from budget_proxy.ledgers.flock import holder_of
 from budget_proxy.pooling import Sample, Snapshot, left_behind
 
@@ -95,6 +99,7 @@ class Supervisor:
         self._wanted = workers
         self._workers: list[_Worker] = []
         self._departed: list[Sample] = []
+        self._turns = 0
         self._watching: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
         self._stopping = False
@@ -171,7 +176,7 @@ class Supervisor:
         finally:
             theirs.close()
         worker = _Worker(owner, process, time.monotonic())
-        worker.channel = Channel(worker.hears)
+        worker.channel = Channel(partial(self._hears, worker))
         await worker.channel.open(ours)
         self._workers.append(worker)
         ready = asyncio.create_task(worker.ready.wait())
@@ -185,7 +190,20 @@ class Supervisor:
             self._workers.remove(worker)
             raise StartError("a worker did not become ready; it says above why")
         self._spawn(self._wait_for(worker, ended))
+        # Again: what it read itself may have changed meanwhile.
+        stops = msgspec.to_builtins(list(self.app.keeping.stops))
+        self._tell(worker, {"do": "stops", "stops": stops, "may_try": []})
         return worker
+
+    async def _hears(self, worker: _Worker, message: Message) -> Message | None:
+        match message:
+            case {"tell": "stopped", "stop": stop}:
+                self.app.heard_stop(msgspec.convert(stop, Stop))
+            case {"tell": "tried", "upstream": str(upstream), "served": bool(served)}:
+                self.app.heard_try(upstream, served)
+            case _:
+                await worker.hears(message)
+        return None
 
     async def _wait_for(self, worker: _Worker, ended: asyncio.Task[int]) -> None:
         """See a worker to its end, and to its replacement if that was not wanted."""
@@ -302,6 +320,26 @@ class Supervisor:
         """See `Fleet.snapshots`."""
         living = await asyncio.gather(*(worker.figures() for worker in self._workers))
         return [self._departed, *living]
+
+    def spread(self, stops: Sequence[Stop], may_try: Sequence[str]) -> None:
+        """See `Fleet.spread`. The right to try goes round, so that no idle worker keeps it."""
+        told = msgspec.to_builtins(list(stops))
+        self._turns += 1
+        chosen = self._turns % max(1, len(self._workers))
+        for number, worker in enumerate(self._workers):
+            tries = list(may_try) if number == chosen else []
+            self._tell(worker, {"do": "stops", "stops": told, "may_try": tries})
+
+    def changed(self) -> None:
+        """See `Fleet.changed`."""
+        for worker in self._workers:
+            if worker.ready.is_set():
+                self._tell(worker, {"do": "more money"})
+
+    def _tell(self, worker: _Worker, message: Message) -> None:
+        if worker.channel is not None:
+            with contextlib.suppress(GoneError):
+                worker.channel.tell(message)
 
 
 def _is_stopped(pid: int) -> bool:

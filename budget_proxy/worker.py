@@ -16,10 +16,13 @@ import socket
 import sys
 from collections.abc import Callable
 
+import msgspec
+
 from budget_proxy.app import App
 from budget_proxy.call_log import standard_output
 from budget_proxy.channel import Channel, GoneError, Message
 from budget_proxy.core.house import House
+from budget_proxy.core.stops import Stop
 from budget_proxy.ledgers import LedgerDownError, LedgerRefusedError
 
 PUSH_S = 1.0
@@ -59,6 +62,8 @@ class Worker:
             print(f"a worker cannot start: {error}", file=sys.stderr, flush=True)
             await self._app.stop(0)
             return FAILED
+        self._app.stops.report = self._heard_stop
+        self._app.stops.tried = self._heard_try
         self._channel.tell({"tell": "ready"})
         pushing = loop.create_task(self._push(), name="push")
         stopping = loop.create_task(self._stopping.wait())
@@ -79,6 +84,14 @@ class Worker:
             with contextlib.suppress(GoneError):
                 self._channel.tell(self._figures())
 
+    def _heard_stop(self, stop: Stop) -> None:
+        with contextlib.suppress(GoneError):
+            self._channel.tell({"tell": "stopped", "stop": msgspec.to_builtins(stop)})
+
+    def _heard_try(self, upstream: str, served: bool) -> None:
+        with contextlib.suppress(GoneError):
+            self._channel.tell({"tell": "tried", "upstream": upstream, "served": served})
+
     def _figures(self) -> Message:
         return {"tell": "figures", "snapshot": list(self._app.instruments.snapshot())}
 
@@ -94,6 +107,12 @@ class Worker:
                 return {}
             case {"do": "snapshot"}:
                 return self._figures()
+            case {"do": "stops", "stops": stops, "may_try": list(may_try)}:
+                self._app.stops.put(msgspec.convert(stops, list[Stop]), may_try)
+                return None
+            case {"do": "more money"}:
+                self._app.more_money()
+                return None
         raise AssertionError(f"the supervisor says {message}")
 
 

@@ -35,6 +35,7 @@ FLOATS = {
 }
 DIVISIONS = {
     "__main__.py": "paths of files",
+    "core/headroom.py": "how fast others spend: a forecast, whole steps before it meets an amount",
     "metrics.py": "Prometheus wants whole units",
     "policy/providers.py": "paths of files",
     "policy/tariffs.py": "paths of files",

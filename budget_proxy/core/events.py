@@ -159,8 +159,18 @@ class BreakerTurned:
     why: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class BalanceLooked:
+    """A provider was asked for a balance."""
+
+    upstream: str
+    result: str
+    """`ok`, or the kind of bad answer (`core.balance.BadKind`)."""
+
+
 Event = (
-    BreakerTurned
+    BalanceLooked
+    | BreakerTurned
     | CallEnded
     | CeilingMoved
     | FailedOpen

@@ -116,7 +116,13 @@ def _limit(spot: Spot, entry: BudgetEntry, scope: Scope) -> Amount:
         if key in entry.model_fields_set:
             spot.wrong_key(key, f"`{key}` is not for a budget on a balance, which is one account")
     upstream = scope.upstreams.get(name)
-    return Amount(FROM_LEDGER, "USD" if upstream is None else upstream.currency)
+    if upstream is not None and upstream.watch is None:
+        here.wrong(
+            f"upstream {quoted(name)} has no `balance:`; name a preset there, say how to ask for "
+            "it, or write `balance: manual`"
+        )
+    watch = None if upstream is None else upstream.watch
+    return Amount(FROM_LEDGER, "USD" if watch is None else watch.unit)
 
 
 def _keep(spot: Spot, entry: BudgetEntry, unit: str) -> int:

@@ -1,0 +1,157 @@
+"""The standing duties of whoever keeps the ledger: balances and stops.
+
+One for each machine, beside the admin port; no call passes here. Each duty has a module of its own,
+this one begins and ends them together and passes news from one to the other.
+Forbidden here: deciding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from budget_proxy.core.events import Event
+from budget_proxy.core.headroom import Seen
+from budget_proxy.core.house import House
+from budget_proxy.core.stops import Scope, Stop
+from budget_proxy.ledgers import Clock, Ledger, LedgerDownError, is_shared
+from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.stop_keeper import Distribute, StopKeeper
+from budget_proxy.watch import BalanceView, BalanceWatch
+
+logger = logging.getLogger(__name__)
+
+
+class Keeping:
+    """The duties of one keeper."""
+
+    def __init__(
+        self,
+        house: House,
+        ledger: Ledger,
+        commit: GroupCommit,
+        *,
+        clock: Clock,
+        random: Callable[[], float],
+        new_id: Callable[[], str],
+        emit: Callable[[Event], None],
+        owner: str,
+        distribute: Distribute,
+        changed: Callable[[], None],
+    ) -> None:
+        """`distribute` and `changed`: tell every process that answers calls of stops, and that
+        there is more money."""
+        self._house = house
+        self._ledger = ledger
+        self._watch = BalanceWatch(
+            ledger,
+            commit,
+            clock=clock,
+            random=random,
+            new_id=new_id,
+            emit=emit,
+            owner=owner,
+            shared=is_shared(house.ledger),
+            heard=self._heard,
+            changed=changed,
+        )
+        self._stops = StopKeeper(
+            ledger,
+            commit,
+            distribute,
+            clock=clock,
+            new_id=new_id,
+            emit=emit,
+            watched=self._watch.is_watched,
+        )
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- life --------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin: what stopped calls before stops them again, and limits follow their balances.
+        Raises LedgerDownError."""
+        await self._stops.look()
+        await self._watch.begin(self._house)
+        self._spawn(self._stops.keep())
+
+    async def begin(self, house: House) -> None:
+        """Another policy is in force. Raises LedgerDownError."""
+        self._house = house
+        await self._watch.begin(house)
+
+    async def stop(self) -> None:
+        """End every duty."""
+        self._watch.stop()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # -- news --------------------------------------------------------------------------------------
+
+    async def _heard(self, upstream: str, seen: Seen) -> None:
+        """A balance was read."""
+        if seen.open and (seen.amount is None or seen.amount > 0):
+            await self._stops.has_money(upstream, seen.at_s)
+
+    def opened(self, stop: Stop) -> None:
+        """A call heard from its provider that the money is out."""
+        self._spawn(self._quietly(self._stops.opened(stop)))
+        self._watch.look_soon(stop.name)
+
+    def tried(self, upstream: str, served: bool) -> None:
+        """The call that tried whether a stop is over has ended."""
+        self._spawn(self._quietly(self._stops.tried(upstream, served)))
+
+    async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
+        with contextlib.suppress(LedgerDownError):  # no call passes then, and the next one says so
+            await work
+
+    # -- what people ask ---------------------------------------------------------------------------
+
+    @property
+    def stops(self) -> Sequence[Stop]:
+        """Everything that is stopped now."""
+        return self._stops.stops
+
+    async def balances(self) -> list[BalanceView]:
+        """Every balance that the policy names. Raises LedgerDownError."""
+        return self._watch.views(await self._ledger.accounts())
+
+    async def pause(
+        self, scope: Scope, name: str, *, why: str, who: str, until_s: float | None
+    ) -> Stop:
+        """Stop an upstream, budget or service. Raises ValueError for a name that the policy does
+        not have, LedgerDownError."""
+        known = _names(self._house, scope)
+        if name not in known:
+            raise ValueError(f"there is no {scope} {name!r} in the policy")
+        return await self._stops.pause(scope, name, why=why, who=who, until_s=until_s)
+
+    async def resume(self, scope: Scope, name: str, *, who: str) -> bool:
+        """End a stop; False: there was none. Raises LedgerDownError."""
+        return await self._stops.resume(scope, name, who=who)
+
+    async def set_balance(
+        self, upstream: str, amount: int, *, add: bool, who: str, why: str
+    ) -> None:
+        """A person says what a balance is, or what came on top. Raises ValueError,
+        LedgerDownError."""
+        try:
+            await self._watch.put(upstream, amount, add=add, who=who, why=why)
+        except KeyError:
+            raise ValueError(f"upstream {upstream!r} has no balance in the policy") from None
+
+
+def _names(house: House, scope: Scope) -> set[str]:
+    if scope == "upstream":
+        return set(house.upstreams)
+    return set(house.services) if scope == "service" else {budget.name for budget in house.budgets}
