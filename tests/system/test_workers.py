@@ -375,6 +375,31 @@ def test_a_worker_that_sleeps_past_everything_and_wakes_spends_nothing_twice(
     asyncio.run(story())
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_log_that_was_deleted_is_saved_though_nobody_calls(workers: int, tmp_path: Path) -> None:
+    """Even if everything is killed then. Before, only the next commit of who keeps the ledger
+    noticed, and workers, who refuse then, leave it none to make."""
+
+    async def story() -> None:
+        async with running_sandbox() as sandbox:
+            async with fleet(
+                tmp_path, POLICY + cap("1000 USD"), workers, SANDBOX=sandbox
+            ) as process:
+                assert await race(process.url, 20, 4) == {200: 20}
+                assert await at_rest(tmp_path) == 20 * PRICE
+                (tmp_path / "ledger.db-wal").unlink()
+                await until(lambda: "Nothing is lost" in process.err, "nobody notices")
+                killed = [process.popen.pid, *workers_of(process)]
+                for pid in killed:
+                    os.kill(pid, signal.SIGKILL)
+                await until(lambda: not any(map(alive, killed)), "they die")
+            async with fleet(tmp_path, None, workers, SANDBOX=sandbox) as process:
+                assert await call(process.url) == 200
+                assert await charged(sandbox) == await at_rest(tmp_path) == 21 * PRICE
+
+    asyncio.run(story())
+
+
 def test_a_port_in_use_is_said_and_nobody_stays_behind(tmp_path: Path) -> None:
     async def story() -> None:
         async with Gate.standing() as gate:
