@@ -62,6 +62,16 @@ def alive(pid: int) -> bool:
         return False
 
 
+async def kill_all(process: Process) -> None:
+    """As if the machine had died: nobody has the time to notice that another one is gone."""
+    pids = [process.popen.pid, *workers_of(process)]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
+    process.popen.wait()
+    await until(lambda: not any(map(alive, pids)), "they die")
+
+
 async def call(url: str) -> int:
     """One geocode on a connection of its own, so that any worker may take it; 0: it was cut."""
     connector = aiohttp.TCPConnector(force_close=True)
@@ -389,10 +399,7 @@ def test_a_log_that_was_deleted_is_saved_though_nobody_calls(workers: int, tmp_p
                 assert await at_rest(tmp_path) == 20 * PRICE
                 (tmp_path / "ledger.db-wal").unlink()
                 await until(lambda: "Nothing is lost" in process.err, "nobody notices")
-                killed = [process.popen.pid, *workers_of(process)]
-                for pid in killed:
-                    os.kill(pid, signal.SIGKILL)
-                await until(lambda: not any(map(alive, killed)), "they die")
+                await kill_all(process)
             async with fleet(tmp_path, None, workers, SANDBOX=sandbox) as process:
                 assert await call(process.url) == 200
                 assert await charged(sandbox) == await at_rest(tmp_path) == 21 * PRICE
