@@ -160,7 +160,9 @@ def test_a_log_that_ends_at_any_byte_leaves_the_ledger_of_a_moment_before(tmp_pa
         for less, more in itertools.pairwise(lefts):
             assert less.known <= more.known
             assert less.ended <= more.ended
-        assert len({(left.known, left.ended) for left in lefts}) > CUTS_OF_A_LIFE // 4, "many states"
+        assert len({(left.known, left.ended) for left in lefts}) > CUTS_OF_A_LIFE // 4, (
+            "many states"
+        )
 
     async def story() -> None:
         async with running_sandbox() as sandbox:
