@@ -181,6 +181,7 @@ class App:
             self._listen(listening)
         if self._keeps:
             self._spawn("janitor", self._keep_house(self._ledger))
+            self._spawn("watch", janitor.watch(self._ledger, self._commit, self._new_id))
         freeze()
         self._state = "serving"
 

@@ -8,11 +8,12 @@ do it at once for one ledger: each step is a transaction that looks for itself w
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from budget_proxy.core.book import Ended, OpenHold, Outcome, Presume
+from budget_proxy.core.book import Ended, OpenHold, Outcome, Presume, Release
 from budget_proxy.core.events import Event, HoldPresumed, InvariantBroken
 from budget_proxy.core.retention import BEFORE_CALLS
 from budget_proxy.folding import sums
@@ -22,6 +23,8 @@ from budget_proxy.records import upstream_of
 
 logger = logging.getLogger(__name__)
 PERIOD_S = 5.0
+WATCH_S = 0.25
+"""How often to look whether the store is still what was opened: two system calls."""
 STEP_ROWS = 200
 """Rows of one transaction while forgetting: some milliseconds, between the commits of calls."""
 STEPS = 50
@@ -50,6 +53,17 @@ async def sweep(
     for broken in await ledger.check():
         logger.error("the ledger breaks a promise: %s", broken)
         emit(InvariantBroken(broken))
+
+
+async def watch(ledger: Ledger, commit: GroupCommit, new_id: Callable[[], str]) -> None:
+    """For ever: where something happened to the store, commit something (the release of nothing),
+    which looks properly, saves what can be saved, and says so. Workers only refuse then, and
+    without calls nobody would commit: what a deleted log holds would be gone with the process."""
+    while True:
+        await asyncio.sleep(WATCH_S)
+        if not ledger.looks_well():
+            with contextlib.suppress(LedgerDownError):
+                await commit.commit(Release(new_id(), "watched"))
 
 
 class Forgetting:

@@ -1,8 +1,11 @@
-"""What holds for every test: under CI=true nothing may skip.
+"""What holds for every test: under CI=true nothing may skip, and some run by option only.
 
 A skip is for a machine that lacks a tool (promtool, a client library); CI installs them all, so
 there a skip is a test that nobody runs any more, and it fails. Expected failures stay what they
 are: they run, and are strict.
+
+Tests marked `by_option` are left out, and counted as deselected, but with FAULTS=N
+(fault_rounds.py).
 """
 
 from __future__ import annotations
@@ -14,6 +17,22 @@ from typing import Any
 import pytest
 
 NOTHING_SKIPS = os.environ.get("CI", "").lower() in ("true", "1")
+
+FAULTS = int(os.environ.get("FAULTS", "0"))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make known the marks of this file."""
+    config.addinivalue_line("markers", "faults: takes more rounds with FAULTS=N")
+    config.addinivalue_line("markers", "by_option: runs only with FAULTS=N")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what nobody asked for."""
+    left_out = [item for item in items if not FAULTS and item.get_closest_marker("by_option")]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def _failed(report: pytest.TestReport | pytest.CollectReport) -> None:

@@ -86,6 +86,11 @@ class Ledger(Protocol):
         """The refusal of a fresh hold that surely does not fit, if that can be told at once and
         without waiting for anything; else None."""
 
+    def looks_well(self) -> bool:
+        """Whether nothing has happened to the store behind our back, as far as can be told at a
+        glance and without waiting. If not, whoever commits next finds out, and saves what can be
+        saved."""
+
     def now_s(self) -> float:
         """The ledger's own clock, by which windows turn and holds are overdue, as far as it is
         known without asking. Epoch seconds."""

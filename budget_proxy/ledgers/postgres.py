@@ -263,6 +263,10 @@ class PostgresLedger:
 
     # -- the clock -------------------------------------------------------------------------------
 
+    def looks_well(self) -> bool:
+        """See `Ledger.looks_well`: what happens to a database, its server knows."""
+        return True
+
     def now_s(self) -> float:
         """See `Ledger.now_s`: never ahead of the server, behind by a round trip at most."""
         return self._clock() if self._clock is not None else self._loop.time() + self._ahead_s

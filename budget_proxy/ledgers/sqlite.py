@@ -245,6 +245,16 @@ class SqliteLedger:
         self._refusing = refused is not None
         return refused
 
+    def looks_well(self) -> bool:
+        """See `Ledger.looks_well`. Without the lock: another process may be at the log just now,
+        so this is no more than a reason to look properly."""
+        if self._turn.locked() or self._db is None:
+            return True  # somebody is at it
+        try:
+            return self._log.is_well()
+        except OSError:
+            return False
+
     def now_s(self) -> float:
         """See `Ledger.now_s`."""
         return self._clock()

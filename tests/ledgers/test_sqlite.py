@@ -874,6 +874,24 @@ def test_a_lost_log_is_saved_only_by_the_one_that_serves(tmp_path: Path) -> None
     run(after, path, sole=True)
 
 
+@ACCIDENTS
+def test_an_accident_of_the_log_is_seen_at_a_glance(
+    happens: Callable[[Path], None], says: str, all_there: bool, tmp_path: Path
+) -> None:
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1", 10)])
+        (tmp_path / "an-old-one").write_bytes((tmp_path / "ledger.db-wal").read_bytes())
+        await ledger.commit([hold("2", 10)])
+        assert ledger.looks_well()
+        happens(tmp_path / "ledger.db-wal")
+        assert not ledger.looks_well()
+        with pytest.raises(LedgerDownError, match=says):
+            await ledger.commit([Release("of nothing", "watched")])
+        assert ledger.looks_well(), "what was found and said is not looked for again"
+
+    run(story, tmp_path / "ledger.db", sole=True)
+
+
 def test_a_lost_log_that_a_reader_keeps_from_being_saved_is_called_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Killed twenty times at random points under load, and started again: no cent is lost.
+"""Killed many times at random points under load, and started again: no cent is lost.
 
 The sandbox's charges are the truth. Every request is of a length of its own, so that each charge,
 each hold and each entry tells which request it belongs to. The time from each start to the first
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import signal
 import sqlite3
 import time
@@ -21,15 +20,15 @@ from typing import Any
 
 import aiohttp
 import pytest
+from fault_rounds import TIMEOUT_S, dice, rounds
 from harness import running_sandbox
 from processes import AUTH, GEO, Process, run, serving, started, until
 
 from budget_proxy.core.book import Entry, OpenHold
 from budget_proxy.ledgers.sqlite import SqliteLedger
 
-KILLS = 20
+KILLS = rounds(20, 20)
 WORKERS = 12
-SEED = 20_250_329
 LATENCY_S = 0.02
 GEOCODE = 5_000_000
 INPUT_COST, OUTPUT_COST = 150, 600
@@ -215,12 +214,13 @@ async def live_and_stop(tmp_path: Path, sandbox: str, load: Load) -> None:
         assert await process.ended() == 0
 
 
-@pytest.mark.timeout(600)
-def test_no_cent_is_lost_over_twenty_kills(
+@pytest.mark.faults
+@pytest.mark.timeout(TIMEOUT_S)
+def test_no_cent_is_lost_over_many_kills(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "policy.yaml").write_text(POLICY)
-    dice = random.Random(SEED)
+    rng = dice()
     took_s: list[float] = []
     load = Load()
 
@@ -228,9 +228,9 @@ def test_no_cent_is_lost_over_twenty_kills(
         async with running_sandbox(latency_s=LATENCY_S) as sandbox:
             callers = asyncio.create_task(load.run())
             for number in range(KILLS):
-                took_s.append(await live_and_die(tmp_path, sandbox, load, dice.uniform(0, 0.3)))
+                took_s.append(await live_and_die(tmp_path, sandbox, load, rng.uniform(0, 0.3)))
                 if number % 5 == 0:
-                    await die_in_start_up(tmp_path, sandbox, dice.uniform(0.3, 1.0))
+                    await die_in_start_up(tmp_path, sandbox, rng.uniform(0.3, 1.0))
             await live_and_stop(tmp_path, sandbox, load)
             assert not callers.done(), "every answer was a 200"
             callers.cancel()

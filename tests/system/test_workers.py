@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from fault_rounds import TIMEOUT_S, dice, rounds
 from harness import running_sandbox
 from processes import GEO, POLICY, Gate, Process, started, status_of, until
 
@@ -60,6 +61,16 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+async def kill_all(process: Process) -> None:
+    """As if the machine had died: nobody has the time to notice that another one is gone."""
+    pids = [process.popen.pid, *workers_of(process)]
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in pids:
+            os.kill(pid, number)
+    process.popen.wait()
+    await until(lambda: not any(map(alive, pids)), "they die")
 
 
 async def call(url: str) -> int:
@@ -129,7 +140,8 @@ async def scraped(process: Process) -> dict[str, float]:
 SERVED = 'budget_proxy_requests_total{outcome="served",service="tests",upstream="geo"}'
 
 
-@pytest.mark.parametrize("again", range(5))
+@pytest.mark.faults
+@pytest.mark.parametrize("again", range(rounds(5, 5)))
 def test_of_eight_thousand_attempts_on_a_budget_for_a_thousand_a_thousand_pass(
     tmp_path: Path, again: int
 ) -> None:
@@ -139,9 +151,10 @@ def test_of_eight_thousand_attempts_on_a_budget_for_a_thousand_a_thousand_pass(
             fleet(tmp_path, POLICY + cap("5 USD"), 4, SANDBOX=sandbox) as process,
         ):
             found = await race(process.url, 8000, 100)
-            # 429: what others held would have been too much, and was then spent.
+            # 429: what others held would have been too much, and was then spent. 503: the machine
+            # had something else to do for longer than a call waits for its hold.
+            assert found.keys() <= {200, 402, 429, 503}, found
             assert found[200] == 1000
-            assert found[402] + found[429] == 7000
             assert await charged(sandbox) == await at_rest(tmp_path) == 1000 * PRICE
             assert (await scraped(process))[SERVED] == 1000
 
@@ -197,16 +210,19 @@ async def kill(process: Process, victim: int, workers: int) -> None:
     await until(lambda: len(workers_of(process)) == workers, "it is replaced")
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(TIMEOUT_S)
 def test_a_killed_worker_is_buried_and_replaced_while_the_others_serve(tmp_path: Path) -> None:
     async def story() -> None:
         async with (
             running_sandbox(latency_s=0.02) as sandbox,
             fleet(tmp_path, POLICY + cap("1000 USD"), 3, SANDBOX=sandbox) as process,
         ):
-            rng = random.Random(7)
+            rng = dice()
 
             async def harm() -> None:
-                for _ in range(4):
+                for _ in range(rounds(4, 20)):
+                    await asyncio.sleep(rng.uniform(0, 0.3))
                     await kill(process, rng.choice(workers_of(process)), 3)
 
             await under_load(process, sandbox, harm)
@@ -221,16 +237,24 @@ def test_a_killed_worker_is_buried_and_replaced_while_the_others_serve(tmp_path:
     asyncio.run(story())
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(TIMEOUT_S)
 def test_workers_end_with_their_supervisor_and_the_next_one_takes_over(tmp_path: Path) -> None:
+    async def serve_and_die(process: Process, after_s: float) -> None:
+        workers = workers_of(process)
+        load = asyncio.create_task(race(process.url, 400, 8))
+        await asyncio.sleep(after_s)
+        process.popen.kill()
+        await load
+        await until(lambda: not any(map(alive, workers)), "the workers end")
+
     async def story() -> None:
         async with running_sandbox(latency_s=0.02) as sandbox:
-            async with fleet(tmp_path, POLICY + cap("1000 USD"), 2, SANDBOX=sandbox) as process:
-                workers = workers_of(process)
-                load = asyncio.create_task(race(process.url, 400, 8))
-                await asyncio.sleep(0.3)
-                process.popen.kill()
-                await load
-                await until(lambda: not any(map(alive, workers)), "the workers end")
+            (tmp_path / "policy.yaml").write_text(POLICY + cap("1000 USD"))
+            rng = dice()
+            for _ in range(rounds(1, 10)):
+                async with fleet(tmp_path, None, 2, SANDBOX=sandbox) as process:
+                    await serve_and_die(process, rng.uniform(0.1, 0.5))
             async with fleet(tmp_path, None, 2, SANDBOX=sandbox) as process:
                 assert await call(process.url) == 200
                 assert await charged(sandbox) <= await at_rest(tmp_path)
@@ -325,6 +349,8 @@ def test_a_second_sigterm_ends_every_worker_at_once(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(TIMEOUT_S)
 def test_a_worker_that_was_stopped_inside_the_write_lock_is_killed(tmp_path: Path) -> None:
     async def story() -> None:
         async with (
@@ -352,9 +378,9 @@ def test_a_worker_that_was_stopped_inside_the_write_lock_is_killed(tmp_path: Pat
     asyncio.run(story())
 
 
-def test_a_worker_that_sleeps_past_everything_and_wakes_spends_nothing_twice(
-    tmp_path: Path,
-) -> None:
+@pytest.mark.faults
+@pytest.mark.timeout(TIMEOUT_S)
+def test_a_worker_that_stops_now_and_then_spends_nothing_twice(tmp_path: Path) -> None:
     async def story() -> None:
         async with (
             running_sandbox(latency_s=0.05) as sandbox,
@@ -363,7 +389,7 @@ def test_a_worker_that_sleeps_past_everything_and_wakes_spends_nothing_twice(
 
             async def harm() -> None:
                 sleeper = workers_of(process)[0]
-                for _ in range(3):
+                for _ in range(rounds(3, 20)):
                     os.kill(sleeper, signal.SIGSTOP)
                     await asyncio.sleep(0.2)
                     os.kill(sleeper, signal.SIGCONT)
@@ -371,6 +397,29 @@ def test_a_worker_that_sleeps_past_everything_and_wakes_spends_nothing_twice(
 
             await under_load(process, sandbox, harm)
             assert await charged(sandbox) == await at_rest(tmp_path)
+
+    asyncio.run(story())
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_log_that_was_deleted_is_saved_though_nobody_calls(workers: int, tmp_path: Path) -> None:
+    """Even if everything is killed then. Before, only the next commit of who keeps the ledger
+    noticed, and workers, who refuse then, leave it none to make."""
+
+    async def story() -> None:
+        async with running_sandbox() as sandbox:
+            async with fleet(
+                tmp_path, POLICY + cap("1000 USD"), workers, SANDBOX=sandbox
+            ) as process:
+                assert await race(process.url, 20, 4) == {200: 20}
+                assert await at_rest(tmp_path) == 20 * PRICE
+                (tmp_path / "ledger.db-wal").unlink()
+                await until(lambda: "Nothing is lost" in process.err, "nobody notices")
+                await kill_all(process)
+            async with fleet(tmp_path, None, workers, SANDBOX=sandbox) as process:
+                assert await call(process.url) == 200
+                assert await charged(sandbox) == await at_rest(tmp_path) == 21 * PRICE
 
     asyncio.run(story())
 
