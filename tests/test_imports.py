@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "budget_proxy"
 
 ROOMS = {
-    "aiohttp": ("listener", "upstream", "admin", "app", "sandbox."),
-    "yarl": ("upstream",),
+    "aiohttp": ("listener", "upstream", "admin", "app", "control_client", "sandbox."),
+    "yarl": ("upstream", "control_client"),
     "prometheus_client": ("metrics",),
     "yaml": ("policy.nodes",),
     "pydantic": ("policy.",),
@@ -46,7 +46,7 @@ HTTP_NAMES = re.compile(
     r"\b(?:(?:web\.|aiohttp\.)(?:Base)?Request|(?:Stream|Client)Response|web\.Response"
     r"|ClientSession|ClientRequest)\b"
 )
-HTTP_ROOMS = ("listener", "upstream", "admin", "sandbox.")
+HTTP_ROOMS = ("listener", "upstream", "admin", "control_client", "sandbox.")
 """app starts and stops aiohttp's servers, and knows no request either."""
 
 WIRING = {
