@@ -291,7 +291,11 @@ def shipped() -> set[str]:
         for file in (ROOT / "budget_proxy").rglob("*")
         if file.is_file() and file.suffix != ".pyc"
     }
-    policies = {f"budget_proxy/policies/{file.name}" for file in (ROOT / "policies").iterdir()}
+    policies = {
+        f"budget_proxy/{file.relative_to(ROOT).as_posix()}"
+        for file in (ROOT / "policies").rglob("*")
+        if file.is_file()
+    }
     assert policies
     assert {"budget_proxy/py.typed", "budget_proxy/tariffs/openai.yaml"} <= files
     return files | policies

@@ -80,7 +80,8 @@ class Anything(dict[str, str]):
     """An environment in which every variable is set."""
 
     def __missing__(self, name: str) -> str:
-        return f"a-value-for-{name.lower()}"
+        value = f"a-value-for-{name.lower()}"
+        return f"https://example.com/{value}" if name.endswith("WEBHOOK") else value
 
 
 # -- what the tables say --------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from budget_proxy.core.house import House
 from budget_proxy.policy import load
 
 POLICIES = Path(__file__).resolve().parent.parent / "policies"
-NAMES = sorted(path.name for path in POLICIES.iterdir())
+NAMES = sorted(path.name for path in POLICIES.iterdir() if path.is_file())
 KEYS = {
     "demo": "demo-key-0000",
     "app": "app-key-canary-0000",
@@ -85,6 +85,8 @@ def body_for(name: str, upstream: str) -> Any:
 def test_there_is_nothing_but_policies_there() -> None:
     assert {"quickstart.yaml", "openai.yaml", "anthropic.yaml", "teams.yaml"} <= set(NAMES)
     assert all(name.endswith(".yaml") for name in NAMES)
+    folders = {path.name for path in POLICIES.iterdir() if path.is_dir()}
+    assert folders == {"prometheus"}, "what is no policy stands apart"
 
 
 @pytest.mark.parametrize("name", NAMES)

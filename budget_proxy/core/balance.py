@@ -19,6 +19,7 @@ from fractions import Fraction
 from typing import Any, Literal
 from urllib.parse import quote
 
+from budget_proxy.core.alert import Threshold
 from budget_proxy.core.jsonpath import Path, find, read_json, said
 from budget_proxy.core.money import MAX_AMOUNT, is_currency, scale_of
 
@@ -98,6 +99,9 @@ class Watch:
     """How old the provider's figure may be."""
     stale_after_s: float = 900.0
     on_stale: OnStale = "refuse"
+    alerts: tuple[Threshold, ...] = ()
+    gone_before_s: float | None = None
+    """Told when it will be used up sooner than that."""
 
 
 @dataclass(frozen=True, slots=True)

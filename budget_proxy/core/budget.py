@@ -15,6 +15,7 @@ from typing import Literal
 
 import msgspec
 
+from budget_proxy.core.alert import Threshold
 from budget_proxy.core.window import Span
 
 OnShortfall = Literal["refuse", "wait", "report"]
@@ -107,6 +108,9 @@ class Budget:
     """Steps of each limit that only calls of high priority may use."""
     reserve_percent: int = 0
     """The same as a share of the limit."""
+    alerts: tuple[Threshold, ...] = ()
+    gone_before_s: float | None = None
+    """Told when an account will be used up sooner than that, and within its window."""
 
     def binds(self, facts: Facts) -> bool:
         """Whether this budget pays for such a call."""

@@ -11,6 +11,7 @@ from budget_proxy.core.budget import Budget
 from budget_proxy.core.retention import RETENTION_S
 from budget_proxy.core.tariff import ModelPrices, Tariff
 from budget_proxy.core.verdict import Rules
+from budget_proxy.core.webhook import Webhook
 
 Priority = Literal["high", "normal", "low"]
 PRIORITIES: tuple[Priority, ...] = ("high", "normal", "low")
@@ -133,6 +134,8 @@ class House:
     """Where calls are noted that pass without the ledger; empty: beside it."""
     retention_s: float = RETENTION_S
     """How long the ledger keeps entries, and accounts whose window has ended."""
+    webhooks: Mapping[str, Webhook] = field(default_factory=dict)
+    """Where alerts go, by name."""
     services_by_digest: Mapping[bytes, Service] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from budget_proxy.core.verdict import Means
+from budget_proxy.policy.alerts import AlertForm
 from budget_proxy.policy.credentials import CredentialForm
 from budget_proxy.policy.entry import Entry
 from budget_proxy.policy.values import (
@@ -106,6 +107,12 @@ class BalanceEntry(FigureEntry):
     on_stale: Literal["refuse", "trust_ledger"] | None = Field(
         None,
         description="And then: refuse (default), or trust_ledger: go on with what the ledger says.",
+    )
+    alert: AlertForm | None = Field(
+        None, description="Alert once less than that is usable: 25 USD, or a list."
+    )
+    gone_before: Seconds | None = Field(
+        None, description="Alert when it will be used up sooner than that."
     )
 
 

@@ -12,9 +12,11 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from budget_proxy.core.alert import Threshold
 from budget_proxy.core.balance import LEAST_EVERY_S, Credential, Shape, Watch
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.money import NANOS, is_currency
+from budget_proxy.policy.alerts import given_thresholds
 from budget_proxy.policy.balance_model import (
     BalanceEntry,
     CredentialPlaceEntry,
@@ -72,7 +74,18 @@ def _say_unknown(spot: Spot, name: str, providers: Providers) -> None:
 def _manual(spot: Spot, entry: BalanceEntry, upstream: Upstream) -> Watch:
     for key in sorted(_ASKED & entry.model_fields_set):
         spot.wrong_key(key, f"`{key}` means nothing where the balance is manual")
-    return Watch(unit=upstream.currency, manual=True, preset=MANUAL, lag_s=0.0)
+    return Watch(
+        unit=upstream.currency,
+        manual=True,
+        preset=MANUAL,
+        lag_s=0.0,
+        alerts=_alerts(spot, entry, upstream.currency),
+        gone_before_s=entry.gone_before,
+    )
+
+
+def _alerts(spot: Spot, entry: BalanceEntry, unit: str) -> tuple[Threshold, ...]:
+    return given_thresholds(spot.at("alert"), entry.alert, unit, limit=None, shares="none")
 
 
 class _Unit(NamedTuple):
@@ -118,6 +131,8 @@ class _Builder:
             shape=shape,
             preset=self._entry.preset or "",
             least_every_s=least_s,
+            alerts=_alerts(self._spot, self._entry, unit.unit),
+            gone_before_s=self._entry.gone_before,
             **self._times(least_s),
         )
 

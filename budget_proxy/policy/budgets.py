@@ -6,11 +6,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
+from budget_proxy.core.alert import Threshold
 from budget_proxy.core.book import FROM_LEDGER
 from budget_proxy.core.budget import FACT_KEYS, Budget, Condition, PayerPart
 from budget_proxy.core.house import Service, Upstream
 from budget_proxy.core.tariff import Route
 from budget_proxy.core.window import Span
+from budget_proxy.policy.alerts import Shares, given_thresholds
 from budget_proxy.policy.effective import (
     Target,
     is_glob,
@@ -100,6 +102,8 @@ def build_budget(spot: Spot, name: str, entry: BudgetEntry, scope: Scope) -> Bud
         keep=_keep(spot, entry, limit.unit),
         reserve=reserve.steps if isinstance(reserve, Amount) else 0,
         reserve_percent=reserve.percent if isinstance(reserve, Share) else 0,
+        alerts=_alerts(spot, entry, limit),
+        gone_before_s=entry.gone_before,
     )
 
 
@@ -150,6 +154,21 @@ def _reserve(spot: Spot, entry: BudgetEntry, limit: Amount) -> Amount | Share | 
     elif limit.steps != FROM_LEDGER and reserve.steps >= limit.steps:
         spot.wrong("must be less than the limit: else only priority high could ever call")
     return reserve
+
+
+def _alerts(spot: Spot, entry: BudgetEntry, limit: Amount) -> tuple[Threshold, ...]:
+    if entry.per == "request":
+        for key in ("alert", "gone_before"):
+            if getattr(entry, key) is not None:
+                spot.wrong_key(key, "a limit per request has no account that fills")
+        return ()
+    if entry.per == "minute" and (entry.alert or entry.gone_before):
+        spot.note("alerts on a budget per minute: that is an alert in every busy minute")
+    here, exceeds = spot.at("alert"), entry.on_shortfall == "report"
+    if limit.steps == FROM_LEDGER:
+        return given_thresholds(here, entry.alert, limit.unit, limit=None, shares="none")
+    shares: Shares = "beyond" if exceeds else "up to it"
+    return given_thresholds(here, entry.alert, limit.unit, limit=limit.steps, shares=shares)
 
 
 def _max_wait_s(entry: BudgetEntry) -> float:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.house import House, Limits, Service, Tls, Upstream, Waiting
 from budget_proxy.core.retention import RETENTION_S
+from budget_proxy.policy.alerts import build_webhooks
 from budget_proxy.policy.budgets import Scope, build_budget, check_together, with_bodies
 from budget_proxy.policy.database import has_password, mistake_in
 from budget_proxy.policy.effective import warned
@@ -202,6 +203,7 @@ class _Builder:
             **self._metrics(),
             loss_file=entry.loss_file or "",
             retention_s=RETENTION_S if entry.retention is None else entry.retention,
+            webhooks=build_webhooks(root.at("alerts", "webhooks"), entry.alerts),
         )
 
     def _named(self, section: str) -> frozenset[str]:

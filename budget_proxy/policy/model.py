@@ -13,6 +13,7 @@ from pydantic import Field
 from budget_proxy.core.budget import Missing, OnShortfall, Opening
 from budget_proxy.core.house import Priority
 from budget_proxy.core.window import Per
+from budget_proxy.policy.alerts import AlertForm, AlertsEntry
 from budget_proxy.policy.balance_model import BalanceForm
 from budget_proxy.policy.credentials import CredentialForm
 from budget_proxy.policy.entry import Entry, PolicySchema
@@ -212,6 +213,16 @@ class BudgetEntry(Entry):
     ) = Field(
         None, description="While the ledger cannot be written: refuse (default), {allow: ...}."
     )
+    alert: AlertForm | None = Field(
+        None,
+        description="Alert once so much of an account is spent, or less than that is left: 80%, "
+        "20 USD, or a list.",
+    )
+    gone_before: Seconds | None = Field(
+        None,
+        description="Alert when an account will be used up sooner than that, and before its "
+        "window ends.",
+    )
 
 
 class LimitsEntry(Entry):
@@ -295,6 +306,7 @@ class PolicyEntry(Entry):
         description="How long the ledger keeps entries, and accounts whose window has ended; at "
         "least 367d. Default 400d.",
     )
+    alerts: AlertsEntry | None = Field(None, description="Where alerts are sent.")
 
 
 SECTIONS = ("upstreams", "services", "budgets")

@@ -89,6 +89,18 @@ def balance_url(spot: Spot, text: str, origin: str) -> str | None:
     return f"{found}{slash}{question}{query}" if found else None
 
 
+def webhook_url(spot: Spot, text: str) -> str:
+    """A webhook's URL, as it is: whatever is in it is its secret."""
+    parts = _split(text)
+    if parts is None or parts.scheme not in ("http", "https"):
+        spot.wrong("is not the URL of a webhook, as in https://hooks.example.com/...")
+    elif "@" in parts.netloc:
+        spot.wrong("a URL must hold no user name or password; write them under `headers`")
+    elif parts.fragment:
+        spot.wrong("the URL must end before any #")
+    return text
+
+
 def proxy_url(spot: Spot, text: str) -> str:
     """A forward proxy's URL; it may hold a user name and a password."""
     parts = _split(text)

@@ -18,6 +18,9 @@ UNSET_HOST = "unset.invalid"
 UNSET_URL = f"http://{UNSET_HOST}"
 _PLACES: dict[tuple[str, ...], str] = {
     ("admin_token",): "unset-admin-token-{}",
+    ("alerts", "webhooks", ANY, "headers", ANY): "unset",
+    ("alerts", "webhooks", ANY, "proxy"): UNSET_URL,
+    ("alerts", "webhooks", ANY, "url"): UNSET_URL,
     ("services", ANY, "key"): "unset-key-{}",
     ("services", ANY, "keys", ANY): "unset-key-{}",
     ("upstreams", ANY, "credential"): "unset",

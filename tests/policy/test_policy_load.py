@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from policy_support import APP, DAY, GEO, HERE, POLICIES, SECRETS, Prices, checked, loaded
 
+from budget_proxy.core.alert import Threshold
 from budget_proxy.core.budget import Condition, Facts, PayerPart
 from budget_proxy.core.house import House, Limits, Timeouts, Waiting
 from budget_proxy.core.money import NANOS
+from budget_proxy.core.webhook import Webhook, read_template
 from budget_proxy.core.window import Span
 from budget_proxy.policy import check, effective, json_schema, load, warnings
 
@@ -407,3 +409,65 @@ def test_the_schema_describes_every_key() -> None:
     ]
     assert undescribed == []
     assert "400 to 499" in json.dumps(schema["$defs"]["RouteEntry"])
+
+
+def test_what_is_told_and_where(tmp_path: Path) -> None:
+    house = loaded(
+        tmp_path,
+        GEO
+        + APP
+        + """
+budgets:
+  day: {limit: 5 USD, per: day, alert: [50%, 12.5%, "1 USD", 97.25%], gone_before: 6h}
+  one: {limit: 5 USD, alert: 80%}
+  seen: {limit: 5 USD, on_shortfall: report, alert: 150%}
+alerts:
+  webhooks:
+    ops: {url: "https://hooks.example.com/T0/${KEY}?a=b"}
+    pager:
+      url: https://events.example.com/${KEY}
+      format: json
+      template: '{{"summary": "{what}", "dedup_key": "{key}"}}'
+      headers: {Authorization: "Token ${OTHER}"}
+      ca: /etc/ca.pem
+      proxy: http://u:p@proxy.example.com:3128
+""",
+    )
+    day, one, seen = house.budgets
+    assert day.alerts == (
+        *(Threshold("spent", 5000), Threshold("spent", 1250)),
+        *(Threshold("left", 10**9), Threshold("spent", 9725)),
+    )
+    assert day.gone_before_s == 6 * 3600
+    assert one.alerts == (Threshold("spent", 8000),)
+    assert seen.alerts == (Threshold("spent", 15000),)
+    ops, pager = house.webhooks["ops"], house.webhooks["pager"]
+    assert ops == Webhook("ops", f"https://hooks.example.com/T0/{SECRETS['KEY']}?a=b")
+    assert pager.headers == {"Authorization": f"Token {SECRETS['OTHER']}"}
+    assert (pager.format, pager.ca) == ("json", "/etc/ca.pem")
+    assert pager.proxy == "http://u:p@proxy.example.com:3128"
+    assert pager.template == read_template('{{"summary": "{what}", "dedup_key": "{key}"}}')
+    for name in ("KEY", "OTHER"):
+        assert SECRETS[name] not in repr(house)
+
+
+def test_alerts_that_are_odd_are_warned_of(tmp_path: Path) -> None:
+    budgets = "budgets: {rate: {limit: 600 requests, per: minute, alert: 80%}}\n"
+    hook = "alerts: {webhooks: {ops: {url: 'https://hooks.example.com/T0'}}}\n"
+    said = [str(mistake) for mistake in checked(tmp_path, GEO + APP + budgets + hook).warnings]
+    assert any("an alert in every busy minute" in line for line in said)
+    assert any("the URL of a webhook stands in this file as it is" in line for line in said)
+    assert "T0" not in " ".join(said)
+
+
+@pytest.mark.parametrize("form", ["preset: manual", "url: /balance, path: balance"])
+def test_what_is_told_of_a_balance(form: str, tmp_path: Path) -> None:
+    geo = GEO.replace(
+        'https://geo.example.com",',
+        'https://geo.example.com", balance: '
+        "{FORM, alert: [25 USD, 10 USD], gone_before: 6h},".replace("FORM", form),
+    )
+    watch = loaded(tmp_path, geo + APP + DAY).upstreams["geo"].watch
+    assert watch is not None
+    assert watch.alerts == (Threshold("left", 25 * NANOS), Threshold("left", 10 * NANOS))
+    assert watch.gone_before_s == 6 * 3600
