@@ -35,6 +35,7 @@ FLOATS = {
 }
 DIVISIONS = {
     "__main__.py": "paths of files",
+    "ledgers/patience.py": "seconds",
     "metrics.py": "Prometheus wants whole units",
     "policy/tariffs.py": "paths of files",
     "report.py": "of Decimals, for a bar twenty characters wide",

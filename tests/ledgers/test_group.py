@@ -28,6 +28,7 @@ from budget_proxy.core.book import (
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers import LedgerDownError, group
 from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.patience import Patience
 from budget_proxy.ledgers.pending import MAX_BATCH
 
 TOTAL = Span("total")
@@ -73,7 +74,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             commit = GroupCommit(
                 ledger,
                 deadline_s=deadline_s,
-                hold_s=hold_s,
+                patience=Patience(hold_s, hold_s),
                 on_change=lambda up, why: changes.append("up" if up else f"down: {why}"),
             )
             await soon(story(commit, ledger))

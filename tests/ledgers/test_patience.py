@@ -1,0 +1,76 @@
+"""How long a call waits for a commit, from how long commits took."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from budget_proxy.ledgers.patience import HALF_LIFE_S, KNOWN_AFTER, LEAST_S, MOST_S, TIMES, Patience
+
+NOW_S = 1000.0
+
+
+def after(*took_s: float, every_s: float = 0.0) -> Patience:
+    """What is known after quick commits, and then these, the last of them NOW_S."""
+    patience = Patience()
+    began_s = NOW_S - every_s * (len(took_s) - 1)
+    for _ in range(KNOWN_AFTER):
+        patience.took(0.002, began_s)
+    for number, duration_s in enumerate(took_s):
+        patience.took(duration_s, began_s + every_s * number)
+    return patience
+
+
+@pytest.mark.parametrize(
+    ("took_s", "wait_s"),
+    [
+        ([], LEAST_S),
+        ([0.002] * 500, LEAST_S),
+        ([LEAST_S / TIMES], LEAST_S),
+        ([0.049], TIMES * 0.049),
+        ([0.1], TIMES * 0.1),
+        ([0.1, *[0.002] * 500], TIMES * 0.1),
+        ([0.1, 0.2], TIMES * 0.2),
+        ([0.2, 0.1], TIMES * 0.2),
+        ([MOST_S / TIMES], MOST_S),
+        ([0.9], MOST_S),
+        ([MOST_S], MOST_S),
+    ],
+)
+def test_a_call_waits_some_times_as_long_as_the_slowest_commit(
+    took_s: Sequence[float], wait_s: float
+) -> None:
+    assert after(*took_s).wait_s(NOW_S) == pytest.approx(wait_s)
+
+
+def test_where_commits_take_less_than_50_ms_a_refusal_goes_out_within_200() -> None:
+    assert after(*[0.049] * 50).wait_s(NOW_S) < 0.2
+
+
+def test_a_slow_commit_is_forgotten_by_and_by() -> None:
+    patience = after(0.2)
+    waits_s = [patience.wait_s(NOW_S + passed * HALF_LIFE_S) for passed in range(6)]
+    assert waits_s == pytest.approx([0.8, 0.4, 0.2, LEAST_S, LEAST_S, LEAST_S])
+
+
+def test_quick_commits_do_not_make_it_be_forgotten_sooner() -> None:
+    patience = after(0.2, *[0.002] * 300, every_s=HALF_LIFE_S / 300)
+    assert patience.wait_s(NOW_S) == pytest.approx(TIMES * 0.1)
+
+
+def test_what_took_longer_than_a_busy_store_ever_does_says_nothing_of_it() -> None:
+    assert after(MOST_S * 1.01, 30.0).wait_s(NOW_S) == LEAST_S
+
+
+def test_a_ledger_that_nobody_knows_yet_has_the_longest_time() -> None:
+    patience = Patience()
+    waits_s = []
+    for _ in range(KNOWN_AFTER + 2):
+        waits_s.append(patience.wait_s(NOW_S))
+        patience.took(0.002, NOW_S)
+    assert waits_s == [MOST_S] * KNOWN_AFTER + [LEAST_S] * 2
+
+
+def test_a_clock_that_goes_back_changes_nothing() -> None:
+    assert after(0.1).wait_s(NOW_S - 3600) == pytest.approx(TIMES * 0.1)
