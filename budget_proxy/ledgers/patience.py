@@ -1,8 +1,9 @@
 """How long a call waits for the commit of its hold, by how long commits took lately.
 
 A ledger that hangs cannot be told from one that is slow until some time has passed. Where commits
-are quick, that is soon; where one was slow, slow ones are to be expected for a while. Pure: no
-clock; `group` carries it out.
+are quick, that is soon; where one was slow, slow ones are to be expected for a while. How slow they
+are on a machine that is busy shows only in a minute or so, so nothing less is taken for quick.
+Pure: no clock; `group` carries it out.
 """
 
 from __future__ import annotations
@@ -19,33 +20,27 @@ TIMES = 4
 """As often as the slowest commit of late."""
 HALF_LIFE_S = 30.0
 """After so long half of a slow commit is forgotten."""
-KNOWN_AFTER = 20
-"""So many commits tell how long one takes; before that calls wait the longest."""
 
 
 class Patience:
-    """What is known of the commits of one process."""
+    """What is known of the commits of one process. It begins as if one had just been slow."""
 
     def __init__(self, least_s: float | None = None, most_s: float | None = None) -> None:
         self._least_s = LEAST_S if least_s is None else least_s
         self._most_s = MOST_S if most_s is None else most_s
-        self._known = 0
-        self._slowest_s = 0.0
-        self._at_s = 0.0
+        self._slowest_s = self._most_s / TIMES
+        self._at_s: float | None = None
 
     def took(self, duration_s: float, now_s: float) -> None:
         """A commit was answered after so long."""
         if duration_s <= self._most_s:
-            self._known += 1
             self._slowest_s = max(duration_s, self._remembered_s(now_s))
             self._at_s = now_s
 
     def wait_s(self, now_s: float) -> float:
         """How long a call waits for a commit that begins now."""
-        if self._known < KNOWN_AFTER:
-            return self._most_s
         return min(self._most_s, max(self._least_s, TIMES * self._remembered_s(now_s)))
 
     def _remembered_s(self, now_s: float) -> float:
-        passed_s = max(0.0, now_s - self._at_s)
+        passed_s = 0.0 if self._at_s is None else max(0.0, now_s - self._at_s)
         return self._slowest_s * math.exp2(-passed_s / HALF_LIFE_S)

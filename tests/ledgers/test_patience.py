@@ -6,17 +6,17 @@ from collections.abc import Sequence
 
 import pytest
 
-from budget_proxy.ledgers.patience import HALF_LIFE_S, KNOWN_AFTER, LEAST_S, MOST_S, TIMES, Patience
+from budget_proxy.ledgers.patience import HALF_LIFE_S, LEAST_S, MOST_S, TIMES, Patience
 
 NOW_S = 1000.0
 
 
 def after(*took_s: float, every_s: float = 0.0) -> Patience:
-    """What is known after quick commits, and then these, the last of them NOW_S."""
+    """What is known after an hour of quick commits, and then these, the last of them NOW_S."""
     patience = Patience()
     began_s = NOW_S - every_s * (len(took_s) - 1)
-    for _ in range(KNOWN_AFTER):
-        patience.took(0.002, began_s)
+    for minute in range(60, -1, -1):
+        patience.took(0.002, began_s - 60 * minute)
     for number, duration_s in enumerate(took_s):
         patience.took(duration_s, began_s + every_s * number)
     return patience
@@ -66,10 +66,14 @@ def test_what_took_longer_than_a_busy_store_ever_does_says_nothing_of_it() -> No
 def test_a_ledger_that_nobody_knows_yet_has_the_longest_time() -> None:
     patience = Patience()
     waits_s = []
-    for _ in range(KNOWN_AFTER + 2):
-        waits_s.append(patience.wait_s(NOW_S))
-        patience.took(0.002, NOW_S)
-    assert waits_s == [MOST_S] * KNOWN_AFTER + [LEAST_S] * 2
+    for passed in (-1000, 0, 0.01, 1, 2, 3, 9):
+        now_s = NOW_S + passed * HALF_LIFE_S
+        waits_s.append(patience.wait_s(now_s))
+        if passed >= 0:
+            patience.took(0.002, now_s)
+    halved = [MOST_S / 2, MOST_S / 4, LEAST_S, LEAST_S]
+    assert waits_s[:3] == pytest.approx([MOST_S] * 2 + [MOST_S * 2**-0.01])
+    assert waits_s[3:] == pytest.approx(halved)
 
 
 def test_a_clock_that_goes_back_changes_nothing() -> None:
