@@ -14,20 +14,17 @@ Three promises beyond that of the ledger:
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 
 from budget_proxy.core.book import Hold, Operation, Outcome, Short
 from budget_proxy.ledgers import Ledger, LedgerDownError
-from budget_proxy.ledgers.patience import Patience
+from budget_proxy.ledgers.patience import Countdown, Patience
 from budget_proxy.ledgers.pending import Asked, Pending
 
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
 STALLED_TURN_S = 0.2
 """How long what is no call waits for a store that is known to hang."""
-LATE = 0.3
-"""By which part of its time an alarm may be late before the delay is called ours."""
 
 
 class GroupCommit:
@@ -44,8 +41,8 @@ class GroupCommit:
         self._ledger = ledger
         self._deadline_s = deadline_s
         self._patience = patience or Patience()
-        self._hold_s = deadline_s
-        """How long calls wait for the commit that runs."""
+        self._hold_s = self._over_s = deadline_s
+        """How long calls wait for the commit that runs, and when nobody waits any more."""
         self._down_why = ""
         """While the next commit is not soon: why calls are refused at once."""
         self._on_change = on_change
@@ -104,8 +101,8 @@ class GroupCommit:
     async def _commit(self) -> None:
         began_s = self._loop.time()
         self._hold_s = min(self._patience.wait_s(began_s), self._deadline_s)
-        due_s = began_s + self._hold_s
-        self._alarm = self._loop.call_at(due_s, self._calls_give_up, due_s)
+        self._over_s = began_s + self._deadline_s
+        self._next_slice(Countdown(self._hold_s, self._over_s))
         try:
             outcomes = await self._ledger.commit([it.operation for it in self._pending.running])
         except Exception as error:
@@ -139,14 +136,19 @@ class GroupCommit:
             self._pending.drop_impatient(why)
         self._down_why = ""
 
-    def _calls_give_up(self, due_s: float) -> None:
+    def _next_slice(self, countdown: Countdown) -> None:
+        due_s = countdown.next_s(self._loop.time())
+        self._alarm = self._loop.call_at(due_s, self._slice_over, countdown)
+
+    def _slice_over(self, countdown: Countdown) -> None:
+        if countdown.is_over(self._loop.time()):
+            self._calls_give_up()
+        else:
+            self._next_slice(countdown)
+
+    def _calls_give_up(self) -> None:
         """The store has not answered in time for calls; it may yet. Others wait a while longer."""
-        if self._loop.time() - due_s > self._hold_s * LATE:
-            # It was we who had no time: the answer may be here and not yet be read.
-            self._alarm = self._loop.call_later(self._hold_s * LATE, self._calls_give_up, math.inf)
-            return
-        more_s = self._deadline_s - self._hold_s
-        self._alarm = self._loop.call_later(more_s, self._give_up_waiting)
+        self._alarm = self._loop.call_at(self._over_s, self._give_up_waiting)
         why = self._down_why = f"the ledger did not answer within {self._hold_s:.2g} s"
         self._changed(False, why)
         self._pending.refuse_running(why, only_calls=True)

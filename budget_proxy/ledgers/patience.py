@@ -20,6 +20,33 @@ TIMES = 4
 """As often as the slowest commit of late."""
 HALF_LIFE_S = 30.0
 """After so long half of a slow commit is forgotten."""
+SLICE_S = 0.03
+LATE_S = 0.015
+
+
+class Countdown:
+    """The time that calls wait for one commit, in slices. One that ends late does not count: it was
+    we who had no time, so that the answer may be here and not be read, and on a machine that is so
+    busy the store has none either."""
+
+    def __init__(self, left_s: float, until_s: float) -> None:
+        """`until_s`: the end in any case, but for what was due before it and came late."""
+        self._left_s = left_s
+        self._until_s = until_s
+        self._due_s = 0.0
+
+    def next_s(self, now_s: float) -> float:
+        """When the slice that begins now ends."""
+        self._due_s = now_s + min(SLICE_S, self._left_s)
+        return self._due_s
+
+    def is_over(self, now_s: float) -> bool:
+        """A slice has ended: whether it was the last."""
+        late = now_s > self._due_s + LATE_S
+        if not late:
+            self._left_s -= SLICE_S
+        over_s = self._due_s if late else now_s
+        return self._left_s <= 0 or over_s >= self._until_s
 
 
 class Patience:

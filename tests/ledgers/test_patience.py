@@ -6,7 +6,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from budget_proxy.ledgers.patience import HALF_LIFE_S, LEAST_S, MOST_S, TIMES, Patience
+from budget_proxy.ledgers.patience import (
+    HALF_LIFE_S,
+    LATE_S,
+    LEAST_S,
+    MOST_S,
+    SLICE_S,
+    TIMES,
+    Countdown,
+    Patience,
+)
 
 NOW_S = 1000.0
 
@@ -78,3 +87,45 @@ def test_a_ledger_that_nobody_knows_yet_has_the_longest_time() -> None:
 
 def test_a_clock_that_goes_back_changes_nothing() -> None:
     assert after(0.1).wait_s(NOW_S - 3600) == pytest.approx(TIMES * 0.1)
+
+
+def slices(left_s: float, until_s: float, *late_s: float) -> int:
+    """After how many slices it is over, of which the first ones end so late, the others in time."""
+    countdown, now_s = Countdown(left_s, NOW_S + until_s), NOW_S
+    for number in range(1000):
+        now_s = countdown.next_s(now_s) + (late_s[number] if number < len(late_s) else 0.001)
+        if countdown.is_over(now_s):
+            return number + 1
+    raise AssertionError("it is never over")
+
+
+@pytest.mark.parametrize(
+    ("left_s", "late_s", "count"),
+    [
+        (4.5 * SLICE_S, [], 5),
+        (0.5 * SLICE_S, [], 1),
+        (4.5 * SLICE_S, [LATE_S * 0.9] * 9, 5),
+        (4.5 * SLICE_S, [LATE_S * 1.1], 6),
+        (4.5 * SLICE_S, [0.001, 0.3, 0.001, 0.3], 7),
+        (0.5 * SLICE_S, [0.3], 2),
+    ],
+)
+def test_time_that_was_taken_from_us_is_not_the_stores(
+    left_s: float, late_s: Sequence[float], count: int
+) -> None:
+    assert slices(left_s, 60.0, *late_s) == count
+
+
+@pytest.mark.parametrize(
+    ("late_s", "count"),
+    [
+        ([], 65),
+        ([0.07] * 999, 21),
+        ([9.0], 2),
+        ([9.0, 9.0], 2),
+    ],
+)
+def test_it_is_over_at_the_deadline_but_for_one_look_at_what_came_meanwhile(
+    late_s: Sequence[float], count: int
+) -> None:
+    assert slices(60.0, 2.0, *late_s) == count
