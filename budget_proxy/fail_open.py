@@ -31,7 +31,7 @@ SUFFIX = "/fail_open"
 """Of the id under which a call is booked. Its own may be released by the ledger meanwhile."""
 RULE = "fail_open"
 ANSWER_S = 0.09
-"""How long a caller waits for the file, on top of `group.HOLD_WAIT_S`."""
+"""How long a caller waits for the file, on top of `ledgers.patience`."""
 RETRY_S = 0.1
 BOOK_S = 10.0
 """How long a start waits until what others let through is booked; it lands all the same."""

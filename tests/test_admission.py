@@ -23,6 +23,7 @@ from budget_proxy.core.refusal import Reason, Refusal
 from budget_proxy.core.stops import Stop
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.patience import Patience
 from budget_proxy.ledgers.pending import Pending
 from budget_proxy.stops import StopBoard
 from budget_proxy.waitlist import MAX_PASSED
@@ -43,7 +44,7 @@ class Door:
         self.now_s = NOW_S
         self.events: list[Event] = []
         self.ledger = ScriptedLedger(*script, clock=lambda: self.now_s)
-        self.commit = GroupCommit(self.ledger, deadline_s=SOON_S, hold_s=SOON_S)
+        self.commit = GroupCommit(self.ledger, deadline_s=SOON_S, patience=Patience(SOON_S, SOON_S))
         self.budgets = budgets or (budget(),)
         self.bounds = Waiting(**bounds)
         self.stops = StopBoard()

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.openmetrics.parser import (
     text_string_to_metric_families as parse_openmetrics,
 )
@@ -349,6 +351,22 @@ def test_labels_no_encoding_can_write_do_not_end_the_scrape() -> None:
     assert odd == 0
     assert value(subject, "budget_proxy_accounts_omitted") == 1
     assert families(subject, OPENMETRICS)
+
+
+def _of_accounts(text: bytes) -> list[bytes]:
+    return [line for line in text.splitlines() if b"budget_proxy_account_" in line]
+
+
+@pytest.mark.parametrize("accept", ["", OPENMETRICS])
+def test_what_we_write_ourselves_is_what_the_library_writes(accept: str) -> None:
+    odd = [
+        account("user", name, spent=7**n) for n, name in enumerate(("", "é", 'a"\n\\', "\\n", "}"))
+    ]
+    subject = metrics([*odd, account("big", limit=2**62, spent=1_234_567 * NANOS)])
+    library = openmetrics.generate_latest if accept else generate_latest
+    ours, _ = subject.render(accept)
+    assert _of_accounts(ours) == _of_accounts(library(subject.registry))
+    assert ours.endswith(b"# EOF\n") is bool(accept)
 
 
 def test_accounts_are_shown_in_whole_units() -> None:

@@ -36,6 +36,7 @@ FLOATS = {
 DIVISIONS = {
     "__main__.py": "paths of files",
     "core/headroom.py": "how fast others spend: a forecast, whole steps before it meets an amount",
+    "ledgers/patience.py": "seconds",
     "metrics.py": "Prometheus wants whole units",
     "policy/providers.py": "paths of files",
     "policy/tariffs.py": "paths of files",

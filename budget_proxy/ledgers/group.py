@@ -4,9 +4,9 @@ Three promises beyond that of the ledger:
 - `commit` answers or raises LedgerDownError; it never waits longer than `deadline_s` for the
   commit it is in, and as long for the one before it; a hold that lands after its caller was told
   so is given back by itself;
-- `hold`, for which a caller waits, does so for `hold_s`: a ledger that takes longer is down for
-  calls, and those that come until it answers are told so at once. Only the commit before, which
-  was answered in time, can come on top;
+- `hold`, for which a caller waits, does so as long as `patience` says: a ledger that takes longer
+  is down for calls, and those that come until it answers are told so at once. Only the commit
+  before, which was answered in time, can come on top;
 - what is given to `land` (settlements, releases) is tried again until it is in the ledger, in
   order, before anything that came later.
 """
@@ -14,22 +14,17 @@ Three promises beyond that of the ledger:
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Callable
 
 from budget_proxy.core.book import Hold, Operation, Outcome, Short
 from budget_proxy.ledgers import Ledger, LedgerDownError
+from budget_proxy.ledgers.patience import Countdown, Patience
 from budget_proxy.ledgers.pending import Asked, Pending
 
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
 STALLED_TURN_S = 0.2
 """How long what is no call waits for a store that is known to hang."""
-LATE = 0.3
-"""By which part of its time an alarm may be late before the delay is called ours."""
-HOLD_WAIT_S = 1.0
-"""How long a call waits for the commit of its hold: many times what a healthy store needs, and
-longer than a disk or a lock that is only busy keeps it."""
 
 
 class GroupCommit:
@@ -40,12 +35,14 @@ class GroupCommit:
         ledger: Ledger,
         *,
         deadline_s: float = 2.0,
-        hold_s: float | None = None,
+        patience: Patience | None = None,
         on_change: Callable[[bool, str], None] = lambda _up, _why: None,
     ) -> None:
         self._ledger = ledger
         self._deadline_s = deadline_s
-        self._hold_s = min(HOLD_WAIT_S if hold_s is None else hold_s, deadline_s)
+        self._patience = patience or Patience()
+        self._hold_s = self._over_s = deadline_s
+        """How long calls wait for the commit that runs, and when nobody waits any more."""
         self._down_why = ""
         """While the next commit is not soon: why calls are refused at once."""
         self._on_change = on_change
@@ -102,8 +99,10 @@ class GroupCommit:
             self._task = None
 
     async def _commit(self) -> None:
-        due_s = self._loop.time() + self._hold_s
-        self._alarm = self._loop.call_at(due_s, self._calls_give_up, due_s)
+        began_s = self._loop.time()
+        self._hold_s = min(self._patience.wait_s(began_s), self._deadline_s)
+        self._over_s = began_s + self._deadline_s
+        self._next_slice(Countdown(self._hold_s, self._over_s))
         try:
             outcomes = await self._ledger.commit([it.operation for it in self._pending.running])
         except Exception as error:
@@ -112,6 +111,8 @@ class GroupCommit:
             await self._failed(str(error) or type(error).__name__)
             return
         self._alarm.cancel()
+        now_s = self._loop.time()
+        self._patience.took(now_s - began_s, now_s)
         self._down_why = ""
         self._retry_s = RETRY_FIRST_S
         self._changed(True, "")
@@ -135,15 +136,20 @@ class GroupCommit:
             self._pending.drop_impatient(why)
         self._down_why = ""
 
-    def _calls_give_up(self, due_s: float) -> None:
+    def _next_slice(self, countdown: Countdown) -> None:
+        due_s = countdown.next_s(self._loop.time())
+        self._alarm = self._loop.call_at(due_s, self._slice_over, countdown)
+
+    def _slice_over(self, countdown: Countdown) -> None:
+        if countdown.is_over(self._loop.time()):
+            self._calls_give_up()
+        else:
+            self._next_slice(countdown)
+
+    def _calls_give_up(self) -> None:
         """The store has not answered in time for calls; it may yet. Others wait a while longer."""
-        if self._loop.time() - due_s > self._hold_s * LATE:
-            # It was we who had no time: the answer may be here and not yet be read.
-            self._alarm = self._loop.call_later(self._hold_s * LATE, self._calls_give_up, math.inf)
-            return
-        more_s = self._deadline_s - self._hold_s
-        self._alarm = self._loop.call_later(more_s, self._give_up_waiting)
-        why = self._down_why = f"the ledger did not answer within {self._hold_s:g} s"
+        self._alarm = self._loop.call_at(self._over_s, self._give_up_waiting)
+        why = self._down_why = f"the ledger did not answer within {self._hold_s:.2g} s"
         self._changed(False, why)
         self._pending.refuse_running(why, only_calls=True)
         self._pending.drop_impatient(why, only_calls=True)

@@ -1,7 +1,8 @@
 """What several workers do on one ledger: `python tests/bench/fleet.py [NAME ...]`.
 
 The figures of more than one process: does a second worker pay, how long a durable hold takes with
-several writers, does a large ledger slow them. Printed, never asserted; ratios in one run.
+several writers (in SQLite, in PostgreSQL, in one whose commits are far away), does a large ledger
+slow them, how long a scrape takes. Printed, never asserted; ratios in one run.
 """
 
 from __future__ import annotations
@@ -17,36 +18,63 @@ import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import chain
 from multiprocessing.queues import Queue
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench import KEY, POLICY, free_port, process
+from bench import KEY, POLICY, cpu_s, free_port, process
 from wire import chat_request, closed_loop, quantile
 
 from budget_proxy.core.book import Held, Hold, Leg, Settle
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.opener import create, open_ledger
 from budget_proxy.ledgers.sqlite import SqliteLedger
+
+if TYPE_CHECKING:
+    from postgres_server import PostgresServer
 
 HERE = Path(__file__).parent
 TOTAL = Span("total")
+FAR_S = 0.005
+"""How much longer a commit takes in a database that is far away."""
+
+
+class Fleet(NamedTuple):
+    """A proxy that serves: its ports, and the process that has the admin's."""
+
+    port: int
+    admin: int
+    pid: int
 
 
 @contextlib.contextmanager
-def fleet(workers: int) -> Iterator[int]:
-    """The proxy with so many workers in front of the static upstream; its port."""
+def fleet(workers: int, fill: Callable[[Path], None] = lambda _ledger: None) -> Iterator[Fleet]:
+    """The proxy with so many workers in front of the static upstream. `fill`: what is done to the
+    ledger before."""
     upstream, ours, admin = (free_port() for _ in range(3))
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         policy = Path(folder, "policy.yaml")
-        policy.write_text(POLICY.format(port=ours, admin=admin, folder=folder, upstream=upstream))
+        text = POLICY.format(port=ours, admin=admin, folder=folder, upstream=upstream)
+        policy.write_text(f"{text}{EACH}")
+        fill(Path(folder, "ledger.db"))
         up = (sys.executable, "bench.py", "--upstream", str(upstream))
         stack.enter_context(process(*up, ready="ready", cpu=None))
         serve = (sys.executable, "-m", "budget_proxy", "serve", str(policy))
         words = (*serve, "--workers", str(workers))
-        stack.enter_context(process(*words, ready="serves", cpu=None))
-        yield ours
+        serving = stack.enter_context(process(*words, ready="serves", cpu=None))
+        yield Fleet(ours, admin, serving.pid)
+
+
+EACH = """
+  each: {limit: 1000000 USD, per: total, for_each: {header: X-User}, max_payers: 20000,
+         missing: skip}
+""".lstrip("\n")
+"""A budget with an account for each caller's caller, and none for calls without."""
 
 
 def workers(rounds: int, seconds: float) -> dict[str, object]:
@@ -59,10 +87,10 @@ def workers(rounds: int, seconds: float) -> dict[str, object]:
         return await closed_loop(port, request, 64, seconds)
 
     for _ in range(rounds):
-        with fleet(1) as port:
-            one_rate.append(asyncio.run(measure(port)))
-        with fleet(2) as port:
-            two_rate.append(asyncio.run(measure(port)))
+        with fleet(1) as one:
+            one_rate.append(asyncio.run(measure(one.port)))
+        with fleet(2) as two:
+            two_rate.append(asyncio.run(measure(two.port)))
         ratios.append(two_rate[-1] / one_rate[-1])
     return {
         "two workers of one (aim >= 1.4)": round(statistics.median(ratios), 2),
@@ -78,13 +106,11 @@ def hold(name: str, amount: int, limit: int, budgets: tuple[str, ...]) -> Hold:
     return Hold(name, "bench", legs, 600.0, fresh=True)
 
 
-def _spawned(
-    work: Callable[[int, str, Queue[object]], None], path: str, count: int
-) -> list[object]:
+def _spawned(work: Callable[[int, str, Queue[Any]], None], url: str, count: int) -> list[Any]:
     """Do something in so many processes at once; what each put into the queue."""
     context = multiprocessing.get_context("spawn")
-    queue: Queue[object] = context.Queue()
-    started = [context.Process(target=work, args=(n, path, queue)) for n in range(count)]
+    queue: Queue[Any] = context.Queue()
+    started = [context.Process(target=work, args=(n, url, queue)) for n in range(count)]
     for one in started:
         one.start()
     results = [queue.get() for _ in started]
@@ -93,13 +119,13 @@ def _spawned(
     return results
 
 
-def _paced(number: int, path: str, queue: Queue[object]) -> None:
+def _paced(number: int, url: str, queue: Queue[Any]) -> None:
     """100 holds a second, each settled at once, for some seconds; how long each took."""
     rng = random.Random(number)
 
     async def run() -> list[float]:
-        ledger = SqliteLedger.open(Path(path))
-        commit = GroupCommit(ledger)
+        ledger = await open_ledger(url)
+        commit = GroupCommit(ledger, deadline_s=60.0)
         took: list[float] = []
 
         async def one() -> None:
@@ -111,9 +137,11 @@ def _paced(number: int, path: str, queue: Queue[object]) -> None:
             commit.land(Settle(name, {"USD": 50}, "actual"))
 
         tasks = []
+        next_s = time.perf_counter()
         for _ in range(400):
             tasks.append(asyncio.create_task(one()))
-            await asyncio.sleep(0.01)
+            next_s += 0.01
+            await asyncio.sleep(max(0.0, next_s - time.perf_counter()))
         await asyncio.gather(*tasks)
         await commit.settled()
         await ledger.close()
@@ -122,31 +150,88 @@ def _paced(number: int, path: str, queue: Queue[object]) -> None:
     queue.put(asyncio.run(run()))
 
 
+@contextlib.contextmanager
+def sqlite() -> Iterator[str]:
+    """A fresh file; its URL."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield f"sqlite:///{folder}/ledger.db"
+
+
+@contextlib.contextmanager
+def postgres(server: PostgresServer) -> Iterator[str]:
+    """A fresh database; its URL."""
+    url = server.url(server.new_database())
+    asyncio.run(create(url))
+    yield url
+
+
+@contextlib.contextmanager
+def far(server: PostgresServer) -> Iterator[str]:
+    """A fresh database whose commits take FAR_S longer; its URL."""
+    database = server.new_database()
+    asyncio.run(create(server.url(database)))
+    context = multiprocessing.get_context("spawn")
+    ports: Queue[int] = context.Queue()
+    between = context.Process(target=_delay, args=(server.socket, ports), daemon=True)
+    between.start()
+    try:
+        yield server.url(database, port=ports.get())
+    finally:
+        between.terminate()
+        between.join()
+
+
+def _delay(socket: Path, ports: Queue[int]) -> None:
+    """Stand in front of a server and keep each COMMIT back for a while."""
+    from fault_proxy import FaultProxy
+
+    async def run() -> None:
+        async with FaultProxy.standing(socket) as proxy:
+
+            def look(_way: str, piece: bytes) -> bytes:
+                proxy.faults.delay_s["up"] = FAR_S if b"COMMIT" in piece else 0.0
+                return piece
+
+            proxy.faults.on_piece = look
+            ports.put(proxy.port)
+            await asyncio.Event().wait()
+
+    asyncio.run(run())
+
+
 def commits(rounds: int, _seconds: float) -> dict[str, object]:
-    """How long a durable hold takes: four processes, 100 holds and settlements a second each."""
-    p50, p99 = [], []
-    for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            path = f"{folder}/ledger.db"
-            results = _spawned(_paced, path, 4)
-            took = sorted(seconds for result in results for seconds in result)
-            p50.append(quantile(took, 0.5) * 1e3)
-            p99.append(quantile(took, 0.99) * 1e3)
+    """How long a durable hold takes: four processes, 100 holds and settlements a second each, all
+    in the same three accounts."""
+    from postgres_server import running_server
+
+    taken: dict[str, list[list[float]]] = {}
+    with running_server(settings="") as server:
+        stores: dict[str, Callable[[], contextlib.AbstractContextManager[str]]] = {
+            "SQLite": sqlite,
+            "PostgreSQL": lambda: postgres(server),
+            "PostgreSQL, 5 ms more a commit": lambda: far(server),
+        }
+        for _ in range(rounds):
+            for name, store in stores.items():
+                with store() as url:
+                    took = sorted(chain(*_spawned(_paced, url, 4)))
+                taken.setdefault(name, []).append(took)
     return {
-        "SQLite p50 ms": round(statistics.median(p50), 2),
-        "SQLite p99 ms": round(statistics.median(p99), 2),
+        f"{name}, {label} ms": round(statistics.median(quantile(took, q) * 1e3 for took in all_), 2)
+        for name, all_ in taken.items()
+        for label, q in (("p50", 0.5), ("p99", 0.99))
     }
 
 
 LIMIT = 10_000
 
 
-def _to_the_end(number: int, path: str, queue: Queue[object]) -> None:
+def _to_the_end(number: int, url: str, queue: Queue[Any]) -> None:
     """Holds of 1 to 50 until one of 1 is refused; refusals although it would have fitted."""
     rng = random.Random(number)
 
     async def run() -> int:
-        ledger = SqliteLedger.open(Path(path))
+        ledger = await open_ledger(url)
         commit = GroupCommit(ledger)
         wrong, left = 0, LIMIT
         while left > 0:
@@ -171,12 +256,11 @@ def end(rounds: int, _seconds: float) -> dict[str, object]:
     """The end of a budget of 10,000 over four processes, costs 1 to 50."""
     spent, wrong = [], 0
     for _ in range(rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            path = f"{folder}/ledger.db"
-            wrong += sum(_spawned(_to_the_end, path, 4))
+        with sqlite() as url:
+            wrong += sum(_spawned(_to_the_end, url, 4))
 
-            async def read(path: str = path) -> int:
-                ledger = SqliteLedger.open(Path(path))
+            async def read(url: str = url) -> int:
+                ledger = await open_ledger(url)
                 accounts = await ledger.accounts()
                 await ledger.close()
                 return sum(account.spent for account in accounts)
@@ -244,7 +328,32 @@ def large(rounds: int, _seconds: float) -> dict[str, object]:
     }
 
 
-BENCHES = {"workers": workers, "commits": commits, "end": end, "large": large}
+def scrape(rounds: int, _seconds: float) -> dict[str, object]:
+    """One scrape of a proxy with a thousand accounts, nothing else going on."""
+    taken: dict[str, object] = {}
+
+    def fill(ledger: Path) -> None:
+        asyncio.run(_filled(ledger, 1000, 1000))
+
+    for workers in (1, 2):
+        with fleet(workers, fill) as proxy:
+            url = f"http://127.0.0.1:{proxy.admin}/metrics"
+            took, used = [], []
+            for _ in range(10 * rounds):
+                began_s, before_s = time.perf_counter(), cpu_s(proxy.pid)
+                with urllib.request.urlopen(url) as answer:
+                    text = answer.read()
+                took.append((time.perf_counter() - began_s) * 1e3)
+                used.append((cpu_s(proxy.pid) - before_s) * 1e3)
+            shown = text.count(b"budget_proxy_account_spent{")
+            assert shown == 1000, f"{shown} accounts"
+        name = f"with {workers} worker{'s' * (workers > 1)}"
+        taken[f"ms {name} (aim < 50)"] = round(statistics.median(took), 1)
+        taken[f"ms of the processor {name}"] = round(statistics.median(used), 1)
+    return taken | {"KiB": round(len(text) / 1024)}
+
+
+BENCHES = {"workers": workers, "commits": commits, "end": end, "scrape": scrape, "large": large}
 
 
 def main() -> None:
@@ -255,6 +364,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    sys.path.append(
+        str(HERE.parent)
+    )  # for what the tests have: a PostgreSQL server, a slow network
     results = {}
     for name in options.names or BENCHES:
         print(f"{name} …", file=sys.stderr, flush=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Awaitable, Callable
 from random import Random
 from typing import Any
@@ -28,6 +29,7 @@ from budget_proxy.core.book import (
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers import LedgerDownError, group
 from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.ledgers.patience import Patience
 from budget_proxy.ledgers.pending import MAX_BATCH
 
 TOTAL = Span("total")
@@ -73,7 +75,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             commit = GroupCommit(
                 ledger,
                 deadline_s=deadline_s,
-                hold_s=hold_s,
+                patience=Patience(hold_s, hold_s),
                 on_change=lambda up, why: changes.append("up" if up else f"down: {why}"),
             )
             await soon(story(commit, ledger))
@@ -356,6 +358,19 @@ def test_calls_are_told_sooner_than_others_and_at_once_while_the_store_hangs(tol
 
     changes = told(story, "hangs", hold_s=0.02)
     assert changes == ["down: the ledger did not answer within 0.02 s", "up"]
+
+
+def test_an_answer_that_came_while_we_had_no_time_is_read(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        answer = commit.hold(hold("1"))
+        while not ledger.batches:  # noqa: ASYNC110 - turn by turn, and no alarm rings
+            await asyncio.sleep(0)
+        asyncio.get_running_loop().call_soon(ledger.go_on)
+        time.sleep(0.3)  # noqa: ASYNC251 - the alarm is late
+        assert isinstance(answer, asyncio.Future)
+        assert isinstance(await soon(answer), Held)
+
+    assert told(story, "hangs", hold_s=0.029) == []
 
 
 def test_a_hold_that_must_land_is_tried_again_and_never_given_back(told: Any) -> None:

@@ -31,10 +31,12 @@ from budget_proxy import fail_open
 from budget_proxy.app import App
 from budget_proxy.core.book import Entry
 from budget_proxy.core.events import FailedOpen, InvariantBroken
-from budget_proxy.ledgers import group, sqlite
+from budget_proxy.ledgers import group, patience, sqlite
 from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.records import readable
 
+QUICK_LEAST_S, QUICK_ANSWER_S = patience.LEAST_S, fail_open.ANSWER_S
+"""What is set where nothing is said: see `patient`."""
 CALL = 5_000_000
 ALLOWS = "budgets: {cap: {limit: 1 USD, on_ledger_loss: {allow: 0.020 USD}}}\n"
 REFUSES = "budgets: {cap: {limit: 1 USD}}\n"
@@ -81,7 +83,7 @@ LOSSES = {"gone": gone, "hanging": hanging}
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that tests is slow at times: nobody is refused for that, but where it is told."""
-    monkeypatch.setattr(group, "HOLD_WAIT_S", 1.0)
+    monkeypatch.setattr(patience, "LEAST_S", patience.MOST_S)
     monkeypatch.setattr(fail_open, "ANSWER_S", DEADLINE_S)
 
 
@@ -256,6 +258,10 @@ def test_while_the_ledger_hangs_nobody_waits_and_the_proxy_stays_in_service(
             await sound(rig)
 
     asyncio.run(story())
+
+
+def test_a_refusal_takes_no_longer_than_250_ms_where_commits_are_quick() -> None:
+    assert QUICK_LEAST_S + QUICK_ANSWER_S < 0.250
 
 
 def test_a_ledger_that_is_back_is_used_within_5_s() -> None:

@@ -16,10 +16,17 @@ import aiohttp
 import pytest
 from fault_rounds import TIMEOUT_S, dice, rounds
 from harness import running_sandbox
-from processes import GEO, POLICY, Gate, Process, started, status_of, until
+from postgres_server import PostgresServer
+from processes import GEO, POLICY, Gate, Process, run, started, status_of, until
 
 from budget_proxy.ledgers.flock import holder_of
+from budget_proxy.ledgers.postgres import PostgresLedger
 from budget_proxy.ledgers.sqlite import SqliteLedger
+
+RACES = int(os.environ.get("RACES", "5"))
+"""How often it is tried whether a cap is a cap."""
+PLACES = 1000 if "RACES" in os.environ else 200
+"""For how many calls the budget of two machines is, in each race: eight times as many come."""
 
 PRICE = 5_000_000
 """Nanos of one geocode."""
@@ -141,7 +148,7 @@ SERVED = 'budget_proxy_requests_total{outcome="served",service="tests",upstream=
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("again", range(rounds(5, 5)))
+@pytest.mark.parametrize("again", range(RACES))
 def test_of_eight_thousand_attempts_on_a_budget_for_a_thousand_a_thousand_pass(
     tmp_path: Path, again: int
 ) -> None:
@@ -157,6 +164,52 @@ def test_of_eight_thousand_attempts_on_a_budget_for_a_thousand_a_thousand_pass(
             assert found[200] == 1000
             assert await charged(sandbox) == await at_rest(tmp_path) == 1000 * PRICE
             assert (await scraped(process))[SERVED] == 1000
+
+    asyncio.run(story())
+
+
+async def booked_in(url: str) -> tuple[int, int]:
+    """What a database says is spent and held."""
+    ledger = await PostgresLedger.open(url)
+    try:
+        assert await ledger.audit(9) == []
+        [account] = await ledger.accounts()
+        return account.spent, account.held
+    finally:
+        await ledger.close()
+
+
+@pytest.mark.timeout(120 + 60 * RACES)
+def test_two_machines_with_four_workers_each_let_no_more_pass_than_the_budget_is_for(
+    postgres: PostgresServer, tmp_path: Path
+) -> None:
+    """And again, each time that all of it was given back."""
+    url = postgres.url(postgres.new_database())
+    budget = PLACES * PRICE
+    policy = POLICY.replace("sqlite:///ledger.db", f"'{url}'") + cap(f"{PLACES // 200} USD")
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        folder.mkdir()
+
+    async def story() -> None:
+        async with (
+            running_sandbox() as sandbox,
+            fleet(one, policy, 4, SANDBOX=sandbox) as first,
+            fleet(two, policy, 4, SANDBOX=sandbox) as second,
+        ):
+            for again in range(1, RACES + 1):
+                races = (race(machine.url, 4 * PLACES, 50) for machine in (first, second))
+                found = sum(await asyncio.gather(*races), Counter[int]())
+                assert found[200] == PLACES
+                assert found[402] + found[429] == 7 * PLACES
+                assert await charged(sandbox) == again * budget
+                while (figures := await booked_in(url)) != (budget, 0):
+                    assert sum(figures) == budget, "the last ones are being settled"
+                    await asyncio.sleep(0.05)
+                words = ("ledger", "adjust", "cap", "(all)", f"-{PLACES // 200}USD")
+                more = ("--reason", "once more", "--policy", "policy.yaml")
+                done = await asyncio.to_thread(run, *words, *more, cwd=one)
+                assert (done.returncode, done.stderr) == (0, "")
 
     asyncio.run(story())
 
