@@ -186,6 +186,8 @@ class _Chat:
             "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
         }
+        if model.lower().startswith("deepseek"):
+            self._usage |= {"prompt_cache_hit_tokens": 0, "prompt_cache_miss_tokens": counted}
         self._common = {
             "id": f"chatcmpl-{ask.number:016x}",
             "created": int(ask.at_s),

@@ -150,6 +150,7 @@ def test_a_deepseek_like_account_is_played_from_full_to_empty_and_back() -> None
     async def scenario(served: Served) -> None:
         status, answer = await served.post("/chat/completions", ask, **key)
         assert (status, answer["usage"]["completion_tokens"]) == (200, 1_000)
+        assert answer["usage"]["prompt_cache_miss_tokens"] == 5
         assert (await served.post("/chat/completions", ask))[0] == 401
         (charge,) = await served.charges()
         assert (charge["model"], charge["path"]) == ("deepseek-chat", "/chat/completions")
