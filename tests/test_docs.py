@@ -38,6 +38,9 @@ from budget_proxy.policy import check, load
 from budget_proxy.policy.entry import Entry
 from budget_proxy.policy.model import PolicyEntry
 from budget_proxy.policy.providers import packaged
+from budget_proxy.sandbox.balances import BALANCES, Standing
+from budget_proxy.sandbox.call import dumps
+from budget_proxy.sandbox.emptiness import REFUSALS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -61,6 +64,9 @@ PLACES = ("json", "query", "header", "path")
 DEPENDS = {("BudgetEntry", "max_wait"), ("UpstreamEntry", "dialect")}
 DEPENDS |= {("BalanceEntry", "unit"), ("BalanceEntry", "url")}
 """Defaults that another key decides."""
+
+SHOWN = Standing(12_340_000_000, 660_000_000, "USD", {"sid": "AC1"})
+"""What the sandbox's balance endpoints show in the documentation: 12.34 USD of 13 are left."""
 
 JANITOR = typing.get_type_hints(events.HoldPresumed)["why"]
 
@@ -247,6 +253,28 @@ def sandbox_table() -> str:
     )
 
 
+def refusals_table() -> str:
+    rows: list[tuple[str, ...]] = []
+    for row in REFUSALS.values():
+        headers = ", ".join(f"`{name}`" for name in row.headers)
+        rows.append((f"`{row.name}`", row.meaning.replace("_", " "), str(row.status), headers))
+    return table("name|what it means|status|headers", rows)
+
+
+def balances_table() -> str:
+    return table(
+        "provider|path|`GET` shows",
+        [
+            (
+                endpoint.name.replace("_", " "),
+                f"`{endpoint.path}`",
+                f"`{dumps(endpoint.show(SHOWN)).decode()}`",
+            )
+            for endpoint in BALANCES
+        ],
+    )
+
+
 def generated(tmp_path: Path) -> dict[str, Callable[[], str]]:
     made: dict[str, Callable[[], str]] = {
         "metrics": metrics_table,
@@ -256,6 +284,8 @@ def generated(tmp_path: Path) -> dict[str, Callable[[], str]]:
         "unbounded": unbounded_table,
         "sandbox options": sandbox_table,
         "providers": providers_table,
+        "sandbox balances": balances_table,
+        "sandbox refusals": refusals_table,
     }
     for name, entry in entries().items():
         made[f"keys {name}"] = lambda entry=entry: keys_table(entry)  # type: ignore[misc]

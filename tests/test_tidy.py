@@ -31,6 +31,7 @@ FLOATS = {
     "metrics.py": "Prometheus has nothing else; figures leave here and never come back",
     "opening.py": "the instant a window began",
     "policy/values.py": "durations",
+    "sandbox/balances.py": "some providers write their figures as JSON numbers",
     "sandbox/settings.py": "durations, and whole numbers that are checked to be whole",
 }
 DIVISIONS = {
@@ -50,7 +51,7 @@ MONEY = (
     "core/meter.py",
     "core/money.py",
     *("core/settlement.py", "core/spans.py", "core/tariff.py", "sandbox/bank.py"),
-    "sandbox/prices.py",
+    *(f"sandbox/{name}.py" for name in ("prices", "purse", "topups")),
 )
 """Where amounts are made: not even the constant 0.5 may stand there."""
 

@@ -15,6 +15,11 @@ The path of a request, file by file:
     words.py       how tokens are counted and what is said
     prices.py      what a model costs
     bank.py        the balance and the charges
+    purse.py       what is left over time, with what others take and what is still to come
+    emptiness.py   how providers say that the money is gone, and what only looks like it
+    billing.py     balance endpoints and top-ups
+    balances.py    | what a balance looks like at each provider
+    topups.py      | which top-up is a repetition
     answering.py   how an answer travels: whole, streamed, cut, garbled
     control.py     `/_sandbox/`: charges, balance, settings, what arrived
     settings.py    the knobs, for the command line, at run time, and for one request

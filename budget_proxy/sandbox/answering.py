@@ -43,6 +43,12 @@ def json_answer(
     return web.Response(status=status, body=body, headers=every)
 
 
+def half_json(headers: Mapping[str, str] | None = None) -> web.Response:
+    """An answer that calls itself JSON and breaks off."""
+    named = {"Content-Type": "application/json", **(headers or {})}
+    return web.Response(body=_NOT_JSON, headers=named)
+
+
 async def pause(seconds: float) -> None:
     """Wait, where there is something to wait for."""
     if seconds:
@@ -64,9 +70,9 @@ async def answer(
     if settings.garbage == "http":
         return await _not_http(request)
     if settings.garbage == "json":
-        return web.Response(body=_NOT_JSON, headers={"Content-Type": "application/json", **headers})
+        return half_json(headers)
     if settings.cut_after == 0:
-        return web.Response(headers=headers) if settings.cut_clean else await _cut(request)
+        return web.Response(headers=headers) if settings.cut_clean else await cut(request)
     assert plan.body is not None
     return json_answer(plan.body(), headers, zipped=settings.answer_gzip)
 
@@ -97,13 +103,13 @@ async def _stream(
                 await response.prepare(request)
                 await pump.run(response, events)
     except (ConnectionError, TimeoutError):
-        return await _cut(request, response)
+        return await cut(request, response)
     finally:
         if correct is not None and not pump.complete:
             correct(pump.tokens)
     if pump.complete or settings.cut_clean:
         return response  # the server writes the end of the body
-    return await _cut(request, response)
+    return await cut(request, response)
 
 
 class _Pump:
@@ -118,7 +124,7 @@ class _Pump:
 
     async def run(self, response: web.StreamResponse, events: Iterator[Event]) -> None:
         for event, tokens in events:
-            if self._is_cut():
+            if self._iscut():
                 return
             if not self._first:
                 await pause(self._delay_s)
@@ -126,16 +132,16 @@ class _Pump:
             self._first = False
             self.tokens += tokens
         # A cut behind the last event still takes the end of the body away.
-        self.complete = not self._is_cut()
+        self.complete = not self._iscut()
 
-    def _is_cut(self) -> bool:
+    def _iscut(self) -> bool:
         if self._left is None:
             return False
         self._left -= 1
         return self._left < 0
 
 
-async def _cut(
+async def cut(
     request: web.Request, response: web.StreamResponse | None = None
 ) -> web.StreamResponse:
     """Abort the connection, once what was written is on its way (bounded, about one second)."""
@@ -151,7 +157,7 @@ async def _not_http(request: web.Request) -> web.StreamResponse:
     transport = request.transport
     if transport is not None:
         transport.write(_NOT_HTTP)
-    return await _cut(request)
+    return await cut(request)
 
 
 async def _flushed(transport: asyncio.Transport) -> None:

@@ -32,10 +32,6 @@ if TYPE_CHECKING:
 
     from budget_proxy.sandbox.prices import PriceList
 
-_EMPTY = (
-    "Your credit balance is too low to access the Anthropic API. "
-    "Please go to Plans & Billing to upgrade or purchase credits."
-)
 _MALFORMED = "The request body is not valid JSON"
 _TYPES = {
     401: "authentication_error",
@@ -52,6 +48,8 @@ _TYPES = {
 class Anthropic:
     """Anthropic's way to word errors."""
 
+    empty_as = "anthropic"
+
     def error(self, refusal: Refusal, number: int) -> Object:
         other = "api_error" if refusal.status >= 500 else "invalid_request_error"
         return {
@@ -59,9 +57,6 @@ class Anthropic:
             "error": {"type": _TYPES.get(refusal.status, other), "message": refusal.message},
             "request_id": _request_id(number),
         }
-
-    def empty(self) -> Refusal:
-        return Refusal(400, _EMPTY)
 
     def failure(self, status: int) -> Refusal:
         return Refusal(status, f"The sandbox was told to fail: {status}.")

@@ -17,6 +17,7 @@ from aiohttp import web
 from budget_proxy.sandbox import anthropic, geo, openai
 from budget_proxy.sandbox.answering import json_answer
 from budget_proxy.sandbox.bank import CURRENCY, format_amount
+from budget_proxy.sandbox.billing import add_billing_routes
 from budget_proxy.sandbox.call import MAX_BODY_BYTES, Dialect
 from budget_proxy.sandbox.control import PREFIX, add_control_routes
 from budget_proxy.sandbox.serving import SANDBOX, check_key, observer, priced
@@ -36,6 +37,8 @@ _OPENAI = openai.OpenAI()
 _ANTHROPIC = anthropic.Anthropic()
 _GEOCODER = geo.Geocoder()
 _STOP_TIMEOUT_S = 2.0
+_CHAT_ROOTS = ("", "/v1", "/api/v1", "/openai/v1")
+"""Where OpenAI, and those who took over its chat (DeepSeek, OpenRouter, Groq), serve it."""
 
 
 def create_app(settings: Settings, *, clock: Callable[[], float] = time.time) -> web.Application:
@@ -52,12 +55,14 @@ def create_app(settings: Settings, *, clock: Callable[[], float] = time.time) ->
         },
     )
     app[SANDBOX] = Sandbox(settings, clock)
-    app.router.add_post("/v1/chat/completions", priced(_OPENAI, openai.chat))
+    for root in _CHAT_ROOTS:
+        app.router.add_post(f"{root}/chat/completions", priced(_OPENAI, openai.chat))
     app.router.add_post("/v1/responses", priced(_OPENAI, openai.responses))
     app.router.add_post("/v1/embeddings", priced(_OPENAI, openai.embeddings))
     app.router.add_post("/v1/messages", priced(_ANTHROPIC, anthropic.messages))
     app.router.add_get("/v1/geocode", priced(_GEOCODER, geo.geocode), allow_head=False)
     app.router.add_get("/v1/models", _models)
+    add_billing_routes(app, _OPENAI)
     add_control_routes(app)
     return app
 
@@ -103,7 +108,7 @@ def main(namespace: argparse.Namespace) -> int:
 async def _models(request: web.Request) -> web.Response:
     sandbox = request.app[SANDBOX]
     dialect = _dialect_of(request)
-    check_key(request, sandbox.settings, dialect)
+    check_key(request, sandbox.settings.require_key, dialect)
     provider = anthropic if dialect is _ANTHROPIC else openai
     return json_answer(provider.models(sandbox.prices))
 

@@ -1,5 +1,7 @@
 """The sandbox's bank: one prepaid balance and the list of what was charged to it.
 
+What others take from the balance is no charge: the purse counts it apart.
+
 Pure: no clock, no network, no price list. Amounts are integers, in nanos (10^-9 US dollar);
 decimals exist only at the two edges where people write and read amounts. Forbidden here: floats,
 and any knowledge of what is sold.
@@ -13,6 +15,8 @@ from collections import deque
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal
+
+from budget_proxy.sandbox.purse import Purse
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -76,14 +80,21 @@ class Bank:
     """A prepaid balance (None: no limit) and the last `kept` charges; older ones are counted."""
 
     def __init__(self, balance_nanos: int | None, *, kept: int = KEPT_CHARGES) -> None:
-        self.balance_nanos = balance_nanos
+        self.purse = Purse(balance_nanos)
         self.charged_nanos = 0
+        self.credited_nanos = 0
         self.dropped = 0
         self._next_seq = 1
         self._lines: deque[Charge] = deque(maxlen=kept)
 
+    @property
+    def balance_nanos(self) -> int | None:
+        """What is left, as of the last moment that the purse was told."""
+        return self.purse.nanos
+
     def charge(self, sale: Sale, at_s: float) -> Charge | None:
         """Book a sale, or answer None where the balance would fall below zero."""
+        self.purse.advance(at_s)
         if self.balance_nanos is not None and sale.amount_nanos > self.balance_nanos:
             return None
         charge = Charge(self._next_seq, at_s, sale)
@@ -91,21 +102,26 @@ class Bank:
         if len(self._lines) == self._lines.maxlen:
             self.dropped += 1
         self._lines.append(charge)
-        self._move(sale.amount_nanos)
+        self._move(sale.amount_nanos, at_s)
         return charge
 
-    def correct(self, charge: Charge, quantities: Mapping[str, int], amount_nanos: int) -> None:
+    def correct(
+        self, charge: Charge, quantities: Mapping[str, int], amount_nanos: int, at_s: float
+    ) -> None:
         """Charge only what was delivered; the difference comes back to the balance."""
         assert amount_nanos >= 0
-        self._move(amount_nanos - charge.sale.amount_nanos)
+        self._move(amount_nanos - charge.sale.amount_nanos, at_s)
         charge.sale.quantities = quantities
         charge.sale.amount_nanos = amount_nanos
         charge.status = "delivered"
 
-    def top_up(self, amount_nanos: int) -> None:
-        """Add to the balance; an unlimited one stays unlimited."""
-        if self.balance_nanos is not None:
-            self.balance_nanos += amount_nanos
+    def top_up(self, amount_nanos: int, at_s: float, *, visible_at_s: float | None = None) -> None:
+        """Add to the balance, now or later; an unlimited one stays unlimited."""
+        self.credited_nanos += amount_nanos
+        if visible_at_s is None or visible_at_s <= at_s:
+            self.purse.move(amount_nanos, at_s)
+        else:
+            self.purse.credit_at(visible_at_s, amount_nanos)
 
     def charges(self, after: int = 0) -> Iterator[Charge]:
         """The charges that are kept, oldest first, from the one that follows number `after`."""
@@ -117,7 +133,6 @@ class Bank:
         """How many charges were booked, with those that are no longer kept."""
         return self._next_seq - 1
 
-    def _move(self, nanos: int) -> None:
+    def _move(self, nanos: int, at_s: float) -> None:
         self.charged_nanos += nanos
-        if self.balance_nanos is not None:
-            self.balance_nanos -= nanos
+        self.purse.move(-nanos, at_s)

@@ -79,12 +79,13 @@ class Refusal(Exception):  # noqa: N818 (not an error of the program: an answer)
 class Dialect(Protocol):
     """How one provider words its errors."""
 
-    def error(self, refusal: Refusal, number: int) -> Object:
-        """The JSON body of an error."""
+    @property
+    def empty_as(self) -> str:
+        """The row of `emptiness.py` for a call that the prepaid balance cannot carry."""
         ...
 
-    def empty(self) -> Refusal:
-        """What the provider answers when the prepaid balance cannot carry the call."""
+    def error(self, refusal: Refusal, number: int) -> Object:
+        """The JSON body of an error."""
         ...
 
     def failure(self, status: int) -> Refusal:

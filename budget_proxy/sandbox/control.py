@@ -12,6 +12,7 @@ from aiohttp import web
 from budget_proxy.sandbox.answering import json_answer
 from budget_proxy.sandbox.bank import CURRENCY, format_amount, parse_amount
 from budget_proxy.sandbox.call import Object, Refusal, read_object
+from budget_proxy.sandbox.emptiness import REFUSALS
 from budget_proxy.sandbox.serving import SANDBOX
 from budget_proxy.sandbox.settings import SettingError, as_json
 
@@ -32,6 +33,9 @@ def add_control_routes(app: web.Application) -> None:
     app.router.add_get(f"{PREFIX}settings", _settings)
     app.router.add_post(f"{PREFIX}settings", _change_settings)
     app.router.add_post(f"{PREFIX}topup", _top_up)
+    app.router.add_get(f"{PREFIX}topups", _top_ups)
+    app.router.add_post(f"{PREFIX}spend", _spend)
+    app.router.add_get(f"{PREFIX}refusals", _refusals)
     app.router.add_post(f"{PREFIX}reset", _reset)
 
 
@@ -46,7 +50,7 @@ async def _charges(request: web.Request) -> web.Response:
 
 
 async def _balance(request: web.Request) -> web.Response:
-    return json_answer(_account(request.app[SANDBOX].bank))
+    return json_answer(_account(request.app[SANDBOX].present_bank()))
 
 
 async def _stats(request: web.Request) -> web.Response:
@@ -79,15 +83,48 @@ async def _change_settings(request: web.Request) -> web.Response:
 
 
 async def _top_up(request: web.Request) -> web.Response:
-    async def add(values: Object) -> web.Response:
+    """`{"amount": "5 USD"}` is there at once."""
+    sandbox = request.app[SANDBOX]
+    return await _with_amount(request, lambda nanos: sandbox.bank.top_up(nanos, sandbox.clock()))
+
+
+async def _spend(request: web.Request) -> web.Response:
+    """`{"amount": "5 USD"}` is gone at once: somebody else has spent it."""
+    sandbox = request.app[SANDBOX]
+    return await _with_amount(
+        request, lambda nanos: sandbox.bank.purse.spend(nanos, sandbox.clock())
+    )
+
+
+async def _with_amount(request: web.Request, act: Callable[[int], None]) -> web.Response:
+    async def move(values: Object) -> web.Response:
         amount = values.get("amount")
         if not isinstance(amount, str):
             return _bad('give {"amount": "5 USD"}')
-        bank = request.app[SANDBOX].bank
-        bank.top_up(parse_amount(amount))
-        return json_answer(_account(bank))
+        act(parse_amount(amount))
+        return await _balance(request)
 
-    return await _with_object(request, add)
+    return await _with_object(request, move)
+
+
+async def _top_ups(request: web.Request) -> web.Response:
+    sandbox = request.app[SANDBOX]
+    attempts = [attempt.as_json() for attempt in sandbox.topups.attempts]
+    return json_answer({"topups": attempts, "dropped": sandbox.topups.dropped})
+
+
+async def _refusals(request: web.Request) -> web.Response:  # noqa: ARG001 (it is the same for all)
+    rows = [
+        {
+            "name": row.name,
+            "meaning": row.meaning,
+            "status": row.status,
+            "headers": dict(row.headers),
+            "body": row.body,
+        }
+        for row in REFUSALS.values()
+    ]
+    return json_answer({"refusals": rows})
 
 
 async def _reset(request: web.Request) -> web.Response:
@@ -115,6 +152,10 @@ def _account(bank: Bank) -> Object:
         "balance_nanos": nanos,
         "charged": format_amount(bank.charged_nanos),
         "charged_nanos": bank.charged_nanos,
+        "drained": format_amount(bank.purse.drained_nanos),
+        "drained_nanos": bank.purse.drained_nanos,
+        "credited": format_amount(bank.credited_nanos),
+        "credited_nanos": bank.credited_nanos,
         "currency": CURRENCY,
         "charges": bank.count,
     }

@@ -22,6 +22,8 @@ _STATUSES = {400: "INVALID_REQUEST", 402: "PAYMENT_REQUIRED", 429: "OVER_QUERY_L
 class Geocoder:
     """The geocoder's way to word errors."""
 
+    empty_as = "geocoder"
+
     def error(self, refusal: Refusal, number: int) -> Object:  # noqa: ARG002 (others name it)
         other = "UNKNOWN_ERROR" if refusal.status >= 500 else "REQUEST_DENIED"
         return {
@@ -29,9 +31,6 @@ class Geocoder:
             "error_message": refusal.message,
             "results": [],
         }
-
-    def empty(self) -> Refusal:
-        return Refusal(402, "The prepaid balance is too low for this look-up.")
 
     def failure(self, status: int) -> Refusal:
         return Refusal(status, f"The sandbox was told to fail: {status}.")

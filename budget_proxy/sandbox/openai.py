@@ -1,5 +1,7 @@
 """The sandbox's OpenAI: chat completions, responses, embeddings, models, and its errors.
 
+DeepSeek, which took over the form of the chat, is served by it too, at its own prices.
+
 Each plan is made from the request alone. Shapes follow the `openai` SDK's types; texts of errors
 are the provider's. Forbidden here: sending, waiting, charging.
 
@@ -34,7 +36,7 @@ from budget_proxy.sandbox.words import input_tokens, output_tokens, utf8_length,
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from budget_proxy.sandbox.prices import PriceList
+    from budget_proxy.sandbox.prices import PriceList, ProviderName
 
 _MALFORMED = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using "
@@ -49,6 +51,9 @@ _MAX_DIMENSIONS = 3072
 # Stands for the text of a chunk while the rest of it is written, once per choice.
 _MARK = '"\\u0000"'
 
+_SELLERS: tuple[ProviderName, ...] = ("openai", "deepseek")
+"""Who sells in this form. No two have a model of the same name."""
+
 _TYPES = {401: "invalid_request_error", 429: "requests"}
 _CODES = {429: "rate_limit_exceeded", 401: "invalid_api_key"}
 
@@ -56,12 +61,12 @@ _CODES = {429: "rate_limit_exceeded", 401: "invalid_api_key"}
 class OpenAI:
     """OpenAI's way to word errors."""
 
+    empty_as = "openai"
+
     def error(self, refusal: Refusal, number: int) -> Object:  # noqa: ARG002 (others name it)
         kind = _TYPES.get(refusal.status, "invalid_request_error")
         if refusal.status >= 500:
             kind = "server_error"
-        if refusal.code == "credit_balance_exhausted":
-            kind = "insufficient_quota"
         return {
             "error": {
                 "message": refusal.message,
@@ -70,13 +75,6 @@ class OpenAI:
                 "code": refusal.code,
             }
         }
-
-    def empty(self) -> Refusal:
-        return Refusal(
-            429,
-            "You exceeded your current quota, please check your plan and billing details.",
-            code="credit_balance_exhausted",
-        )
 
     def failure(self, status: int) -> Refusal:
         return Refusal(status, f"The sandbox was told to fail: {status}.", code=_CODES.get(status))
@@ -165,7 +163,8 @@ def models(prices: PriceList) -> Object:
     """`GET /v1/models`: every model that has a price here. Free."""
     data = [
         {"id": name, "object": "model", "created": 0, "owned_by": "sandbox"}
-        for name in prices.names("openai")
+        for seller in _SELLERS
+        for name in prices.names(seller)
     ]
     return {"object": "list", "data": data}
 
@@ -187,6 +186,8 @@ class _Chat:
             "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
         }
+        if model.lower().startswith("deepseek"):
+            self._usage |= {"prompt_cache_hit_tokens": 0, "prompt_cache_miss_tokens": counted}
         self._common = {
             "id": f"chatcmpl-{ask.number:016x}",
             "created": int(ask.at_s),
@@ -332,9 +333,11 @@ def _part(text: str) -> Object:
 
 
 def _bill(ask: Ask, model: str, counted: int, produced: int, *, generates: bool = True) -> Bill:
-    price = ask.prices.price(
-        "openai", model, input_tokens=counted, output_tokens=produced, at_s=ask.at_s
-    )
+    price = None
+    for seller in _SELLERS:
+        price = price or ask.prices.price(
+            seller, model, input_tokens=counted, output_tokens=produced, at_s=ask.at_s
+        )
     # A model without a price for what the endpoint makes is not a model of this endpoint; served
     # all the same, it would be free.
     if price is None or price.generates != generates or price.total_nanos == 0:

@@ -19,7 +19,7 @@ from genai_prices.data_snapshot import get_snapshot
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, Provider
 
-ProviderName = Literal["openai", "anthropic"]
+ProviderName = Literal["openai", "anthropic", "deepseek"]
 
 _NANOS = Decimal(10**9)
 _MAX_NAME = 200

@@ -8,8 +8,10 @@ any provider's shapes, and how an answer travels (`answering.py`).
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,6 +20,7 @@ from aiohttp import web
 from budget_proxy.sandbox.answering import answer, json_answer, pause
 from budget_proxy.sandbox.bank import Sale
 from budget_proxy.sandbox.call import MAX_BODY_BYTES, Ask, Dialect, Plan, Refusal
+from budget_proxy.sandbox.emptiness import REFUSALS
 from budget_proxy.sandbox.settings import SettingError, for_request
 from budget_proxy.sandbox.state import Sandbox
 
@@ -44,7 +47,7 @@ class Arrival:
     body: bytes
 
 
-_ARRIVAL = web.RequestKey("arrival", Arrival)
+ARRIVAL = web.RequestKey("arrival", Arrival)
 
 
 def observer(dialect_of: DialectOf, control_prefix: str) -> Middleware:
@@ -78,38 +81,54 @@ def priced(dialect: Dialect, make_plan: Callable[[Ask], Plan]) -> Handler:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         sandbox = request.app[SANDBOX]
-        settings = _settings_for(request, sandbox)
-        check_key(request, settings, dialect)
+        settings = settings_for(request, sandbox)
+        check_key(request, settings.require_key, dialect)
         plan = make_plan(_ask(request, sandbox, settings))
-        failing = sandbox.next_fails(settings)
+        fate = sandbox.next_call(settings)
+        if fate == "refused":
+            assert settings.refuse_as is not None
+            await pause(settings.latency_s)
+            return _out_of_the_table(request, settings.refuse_as, dialect)
         correct = None
-        if not failing or settings.fail_billed:
+        if fate == "served" or settings.fail_billed:
             correct = _charge(request, sandbox, settings, plan)
             if correct is None:
-                raise dialect.empty()
-        if failing:
+                return _out_of_the_table(request, settings.empty_as or dialect.empty_as, dialect)
+        if fate == "failed":
             assert settings.fail is not None
             await pause(settings.latency_s)
             raise dialect.failure(settings.fail)
-        headers = dialect.headers(request[_ARRIVAL].number)
+        headers = dialect.headers(request[ARRIVAL].number)
         return await answer(request, settings, plan, headers, correct)
 
     return handle
 
 
-def check_key(request: web.Request, settings: Settings, dialect: Dialect) -> None:
+def check_key(request: web.Request, key: str | None, dialect: Dialect) -> None:
     """Refuse a request that does not carry the key, if one is required."""
-    if settings.require_key is None:
-        return
-    bearer = request.headers.get("Authorization", "")
-    scheme, _, token = bearer.partition(" ")
-    given = (
-        token.strip() if scheme.lower() == "bearer" else None,
-        request.headers.get("x-api-key"),
-        request.query.get("key"),
-    )
-    if settings.require_key not in given:
+    if key is not None and key not in _keys_given(request):
         raise dialect.bad_key()
+
+
+def _keys_given(request: web.Request) -> Iterator[str]:
+    """What stands in any of the places where providers look for a key."""
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() in ("bearer", "token"):
+        yield token.strip()
+    elif scheme.lower() == "basic":
+        with contextlib.suppress(ValueError):
+            yield base64.b64decode(token, validate=True).decode().partition(":")[2]
+    for name in ("x-api-key", "xi-api-key"):
+        yield request.headers.get(name, "")
+    for name in ("key", "api_key"):
+        yield request.query.get(name, "")
+
+
+def _out_of_the_table(request: web.Request, name: str, dialect: Dialect) -> web.Response:
+    row = REFUSALS[name]
+    number = request[ARRIVAL].number
+    headers = {**dialect.headers(number), **row.headers}
+    return json_answer(row.body_for(number), headers, status=row.status)
 
 
 def _refused(refusal: Refusal, dialect: Dialect, number: int) -> web.Response:
@@ -142,10 +161,11 @@ async def _take_in(request: web.Request, sandbox: Sandbox, number: int) -> None:
             raw_headers=request.raw_headers,
             body=body,
         )
-    request[_ARRIVAL] = Arrival(number, at_s, body)
+    request[ARRIVAL] = Arrival(number, at_s, body)
 
 
-def _settings_for(request: web.Request, sandbox: Sandbox) -> Settings:
+def settings_for(request: web.Request, sandbox: Sandbox) -> Settings:
+    """The settings that hold for this request; a header that is wrong is a 400."""
     try:
         return for_request(sandbox.settings, request.headers.items())
     except SettingError as error:
@@ -153,7 +173,7 @@ def _settings_for(request: web.Request, sandbox: Sandbox) -> Settings:
 
 
 def _ask(request: web.Request, sandbox: Sandbox, settings: Settings) -> Ask:
-    arrival = request[_ARRIVAL]
+    arrival = request[ARRIVAL]
     return Ask(
         body=_decoded(arrival.body, request.headers.get("Content-Encoding", "")),
         query=request.query if request.query_string else {},
@@ -194,13 +214,13 @@ def _charge(
         request_id=request.headers.get("x-request-id"),
     )
     bank = sandbox.bank
-    charge = bank.charge(sale, request[_ARRIVAL].at_s)
+    charge = bank.charge(sale, request[ARRIVAL].at_s)
     if charge is None:
         return None
 
     def correct(delivered_tokens: int) -> None:
         assert plan.delivered is not None
         bill = plan.delivered(delivered_tokens)
-        bank.correct(charge, bill.quantities, bill.amount_nanos)
+        bank.correct(charge, bill.quantities, bill.amount_nanos, sandbox.clock())
 
     return correct

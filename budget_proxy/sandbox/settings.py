@@ -1,6 +1,6 @@
 """The sandbox's knobs: what they are called, what they may be, and where they can be turned.
 
-One table, `KNOBS`, serves the command line (`--latency-s 0.2`), the control endpoint
+One table, `GROUPS`, serves the command line (`--latency-s 0.2`), the control endpoint
 (`{"latency_s": 0.2}`) and the headers of a single request (`x-sandbox-latency-s: 0.2`). Forbidden
 here: carrying anything out. A setting is a frozen value; who holds it decides what it does.
 """
@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from budget_proxy.sandbox.bank import CURRENCY, format_amount, parse_amount
+from budget_proxy.sandbox.emptiness import EMPTY, REFUSALS
+from budget_proxy.sandbox.purse import KEPT_S
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
 HEADER_PREFIX = "x-sandbox-"
-MAX_LATENCY_S = 600
+MAX_LATENCY_S = KEPT_S
 MAX_OUTPUT_TOKENS = 200_000
 MAX_HIDDEN_TOKENS = 1_000_000
 
+_METAVARS = {"per_s": "AMOUNT", "_s": "SECONDS", "_as": "NAME", "_every": "N"}
 _NOTHING = ("", "none", "null")
 
 
@@ -51,6 +54,19 @@ class Settings:
     omit_usage: bool = False
     answer_gzip: bool = False
     garbage: Literal["json", "http"] | None = None
+    empty_as: str | None = None
+    refuse_as: str | None = None
+    refuse_every: int = 1
+    drain_nanos_per_s: int = 0
+    balance_key: str | None = None
+    balance_lag_s: float = 0.0
+    balance_latency_s: float = 0.0
+    balance_fail: int | None = None
+    balance_garbage: Literal["html", "json", "shape", "currency", "negative", "jump"] | None = None
+    topup_latency_s: float = 0.0
+    topup_fail: int | Literal["declined"] | None = None
+    topup_fail_after: int | Literal["cut"] | None = None
+    topup_delay_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +128,22 @@ def _one_of(*choices: str) -> Callable[[object], str]:
     return read
 
 
+def _row_of(names: Collection[str]) -> Callable[[object], str]:
+    def read(value: object) -> str:
+        if value not in names:
+            raise SettingError(f"must be a name from the list of refusals: {', '.join(names)}")
+        return str(value)
+
+    return read
+
+
+def _status_or(word: str) -> Callable[[object], int | str]:
+    def read(value: object) -> int | str:
+        return word if value == word else _whole(400, 599)(value)
+
+    return read
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise SettingError("must be a text")
@@ -140,18 +172,21 @@ def _optional(read: Callable[[object], object]) -> Callable[[object], object]:
     return maybe
 
 
-def _table(knobs: Iterable[Knob]) -> Mapping[str, Knob]:
-    return {knob.name: knob for knob in knobs}
-
-
-KNOBS = _table(
-    (
+GROUPS: Mapping[str, tuple[Knob, ...]] = {
+    "the account and its prices": (
         Knob(
             "balance",
             _optional(_money),
             f"the prepaid balance, such as 5{CURRENCY}; none: no limit",
             per_request=False,
             attribute="balance_nanos",
+        ),
+        Knob(
+            "drain_per_s",
+            _money,
+            f"what somebody else takes from the balance per second, such as 0.01{CURRENCY}",
+            per_request=False,
+            attribute="drain_nanos_per_s",
         ),
         Knob(
             "require_key",
@@ -185,6 +220,8 @@ KNOBS = _table(
             _one_of("full", "delivered"),
             "what a stream that was cut short costs",
         ),
+    ),
+    "how calls are answered": (
         Knob("latency_s", _seconds, "seconds before the answer"),
         Knob("chunk_delay_s", _seconds, "seconds between two events of a stream"),
         Knob("fail", _optional(_whole(400, 599)), "answer with this status instead"),
@@ -203,8 +240,59 @@ KNOBS = _table(
             _optional(_one_of("json", "http")),
             "answer with bytes that are not JSON, or not even HTTP",
         ),
-    )
-)
+    ),
+    "when there is no money": (
+        Knob(
+            "empty_as",
+            _optional(_row_of(EMPTY)),
+            "what an empty balance is answered with: a name from the list of refusals, such as "
+            "deepseek; none: what the endpoint's own provider says",
+        ),
+        Knob(
+            "refuse_as",
+            _optional(_row_of(REFUSALS)),
+            "refuse with this answer whatever the balance is: a name from the list of refusals",
+        ),
+        Knob(
+            "refuse_every", _whole(1, 10**9), "refuse only every Nth priced call", per_request=False
+        ),
+    ),
+    "balances and top-ups": (
+        Knob(
+            "balance_key",
+            _optional(_text),
+            "the only key for balances and top-ups; none: the same as for everything else",
+            per_request=False,
+        ),
+        Knob("balance_lag_s", _seconds, "show the balance as it was so many seconds ago"),
+        Knob("balance_latency_s", _seconds, "seconds before a balance is shown"),
+        Knob(
+            "balance_fail",
+            _optional(_whole(400, 599)),
+            "answer with this status instead of a balance",
+        ),
+        Knob(
+            "balance_garbage",
+            _optional(_one_of("html", "json", "shape", "currency", "negative", "jump")),
+            "show no balance but a web page (html), half of a JSON (json) or another JSON (shape); "
+            "or one in another currency, below zero, or a thousand times too high (jump)",
+        ),
+        Knob("topup_latency_s", _seconds, "seconds before a top-up is answered"),
+        Knob(
+            "topup_fail",
+            _optional(_status_or("declined")),
+            "answer top-ups with this status and credit nothing; declined: a 200 that says so",
+        ),
+        Knob(
+            "topup_fail_after",
+            _optional(_status_or("cut")),
+            "credit a top-up, then answer with this status; cut: close the connection",
+        ),
+        Knob("topup_delay_s", _seconds, "seconds until a top-up can be seen in the balance"),
+    ),
+}
+"""Every knob, under the headings of `--help`."""
+KNOBS = {knob.name: knob for knobs in GROUPS.values() for knob in knobs}
 
 
 def changed(settings: Settings, values: Mapping[str, object]) -> Settings:
@@ -230,8 +318,9 @@ def for_request(settings: Settings, headers: Iterable[tuple[str, str]]) -> Setti
 def as_json(settings: Settings) -> dict[str, object]:
     """The settings by knob name, in a form that `changed` takes back."""
     view = {name: getattr(settings, knob.field) for name, knob in KNOBS.items()}
-    if settings.balance_nanos is not None:
-        view["balance"] = f"{format_amount(settings.balance_nanos)} {CURRENCY}"
+    for name in ("balance", "drain_per_s"):
+        if view[name] is not None:
+            view[name] = f"{format_amount(view[name])} {CURRENCY}"
     return view
 
 
@@ -243,14 +332,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="127.0.0.1:9099",
         help="where to listen; port 0 takes a free one (default: %(default)s)",
     )
-    for knob in KNOBS.values():
-        flag = f"--{knob.name.replace('_', '-')}"
-        if knob.read is _flag:
-            parser.add_argument(
-                flag, dest=knob.name, action="store_const", const=True, help=knob.explain
-            )
-        else:
-            parser.add_argument(flag, dest=knob.name, metavar="VALUE", help=knob.explain)
+    parser.usage = "%(prog)s [OPTIONS]"
+    for heading, knobs in GROUPS.items():
+        group = parser.add_argument_group(heading)
+        for knob in knobs:
+            _add_flag(group, knob)
+
+
+def _add_flag(group: argparse._ArgumentGroup, knob: Knob) -> None:
+    flag = f"--{knob.name.replace('_', '-')}"
+    if knob.read is _flag:
+        group.add_argument(
+            flag, dest=knob.name, action="store_const", const=True, help=knob.explain
+        )
+    else:
+        kind = next((word for end, word in _METAVARS.items() if knob.name.endswith(end)), "VALUE")
+        group.add_argument(flag, dest=knob.name, metavar=kind, help=knob.explain)
 
 
 def settings_from_args(namespace: argparse.Namespace) -> Settings:

@@ -10,11 +10,12 @@ import dataclasses
 import hashlib
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from budget_proxy.sandbox.bank import Bank
 from budget_proxy.sandbox.prices import PriceList
 from budget_proxy.sandbox.settings import changed
+from budget_proxy.sandbox.topups import TopUps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 KEPT_REQUESTS = 1_000
 
+Fate = Literal["served", "failed", "refused"]
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 
@@ -68,12 +70,14 @@ class Sandbox:
         self.reset()
 
     def reset(self) -> None:
-        """Back to the start: settings, balance, charges, counters and remembered requests.
+        """Back to the start: settings, balance, charges, top-ups, counters, remembered requests.
 
         Requests that are open now stay counted as open, and correct the charges of the old bank.
         """
         self.settings = self._started_with
         self.bank = Bank(self.settings.balance_nanos)
+        self.bank.purse.drain(self.settings.drain_nanos_per_s, self.clock())
+        self.topups = TopUps()
         self.requests = 0
         self.open_max = self.open
         self.calls = 0
@@ -83,11 +87,18 @@ class Sandbox:
         """Change settings; a balance that is given replaces the present one."""
         self.settings = changed(self.settings, values)
         if "balance" in values:
-            self.bank.balance_nanos = self.settings.balance_nanos
+            self.bank.purse.replace(self.settings.balance_nanos, self.clock())
+        if "drain_per_s" in values:
+            self.bank.purse.drain(self.settings.drain_nanos_per_s, self.clock())
+
+    def present_bank(self) -> Bank:
+        """The bank as it is now: with what others took and what came in up to this moment."""
+        self.bank.purse.advance(self.clock())
+        return self.bank
 
     def present_settings(self) -> Settings:
         """The settings in force, with the balance as it is now."""
-        return dataclasses.replace(self.settings, balance_nanos=self.bank.balance_nanos)
+        return dataclasses.replace(self.settings, balance_nanos=self.present_bank().balance_nanos)
 
     def arrive(self) -> int:
         """Count a request in; answers its number, unique for the life of the sandbox."""
@@ -116,7 +127,11 @@ class Sandbox:
         length = None if body is None else len(body)
         self.seen.append(Seen(number, at_s, method, raw_path, tuple(raw_headers), digest, length))
 
-    def next_fails(self, settings: Settings) -> bool:
-        """Count a well-formed priced call, and say whether it is one that shall fail."""
+    def next_call(self, settings: Settings) -> Fate:
+        """Count a well-formed priced call, and say what shall become of it."""
         self.calls += 1
-        return settings.fail is not None and self.calls % settings.fail_every == 0
+        if settings.refuse_as is not None and self.calls % settings.refuse_every == 0:
+            return "refused"
+        if settings.fail is not None and self.calls % settings.fail_every == 0:
+            return "failed"
+        return "served"

@@ -15,11 +15,21 @@ from aiohttp import web
 from budget_proxy.sandbox import Settings, create_app
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
 CHAT = "/v1/chat/completions"
 NOON = 1_790_000_000.0
 """A fixed moment, so that no list price changes under a test (seconds since 1970)."""
+
+
+@dataclass
+class Clock:
+    """Moves when it is told to (seconds since 1970)."""
+
+    now_s: float = NOON
+
+    def __call__(self) -> float:
+        return self.now_s
 
 
 def hello(**more: object) -> dict[str, object]:
@@ -81,9 +91,12 @@ class Served:
 
 @asynccontextmanager
 async def sandbox(
-    settings: Settings | None = None, *, handler_cancellation: bool | None = None
+    settings: Settings | None = None,
+    *,
+    handler_cancellation: bool | None = None,
+    clock: Callable[[], float] = lambda: NOON,
 ) -> AsyncIterator[Served]:
-    app = create_app(settings or Settings(), clock=lambda: NOON)
+    app = create_app(settings or Settings(), clock=clock)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     if handler_cancellation is not None:

@@ -55,14 +55,14 @@ def test_a_corrected_charge_gives_the_difference_back() -> None:
     bank = Bank(100)
     charge = bank.charge(sale(60), 1.0)
     assert charge is not None
-    bank.correct(charge, {"requests": 1}, 10)
+    bank.correct(charge, {"requests": 1}, 10, 2.0)
     assert (bank.balance_nanos, bank.charged_nanos, charge.status) == (90, 10, "delivered")
 
 
 def test_an_unlimited_bank_stays_unlimited() -> None:
     bank = Bank(None)
     bank.charge(sale(60), 1.0)
-    bank.top_up(10)
+    bank.top_up(10, 2.0)
     assert (bank.balance_nanos, bank.charged_nanos) == (None, 60)
 
 

@@ -8,6 +8,10 @@ from pathlib import Path
 import budget_proxy.sandbox
 
 FOLDER = Path(budget_proxy.sandbox.__file__).parent
+PURE = (
+    *("bank", "purse", "words", "settings", "call", "prices", "openai", "anthropic", "geo"),
+    *("balances", "emptiness", "topups"),
+)
 
 
 def imported(file: Path) -> set[str]:
@@ -28,7 +32,7 @@ def test_the_sandbox_imports_nothing_else_of_the_proxy() -> None:
 
 
 def test_the_pure_files_know_neither_network_nor_clock() -> None:
-    for name in ("bank", "words", "settings", "call", "prices", "openai", "anthropic", "geo"):
+    for name in PURE:
         known = imported(FOLDER / f"{name}.py")
         assert not known & {"aiohttp", "asyncio", "time", "random"}, name
 

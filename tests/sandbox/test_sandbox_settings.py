@@ -37,6 +37,10 @@ def test_without_flags_the_command_line_gives_the_defaults() -> None:
 def test_settings_written_as_json_are_read_back_the_same() -> None:
     settings = Settings(balance_nanos=1, fail=500, garbage="json", require_key="k", cut_after=0)
     assert changed(Settings(), as_json(settings)) == settings
+    settings = Settings(
+        drain_nanos_per_s=1, empty_as="xai", topup_fail="declined", topup_fail_after=502
+    )
+    assert changed(Settings(), as_json(settings)) == settings
 
 
 def test_every_setting_has_a_knob() -> None:
@@ -67,6 +71,18 @@ def test_a_requests_own_headers_are_laid_over_the_settings() -> None:
         ("balance", 1.5),
         ("balance", "5 EUR"),
         ("service_header", ""),
+        ("drain_per_s", "fast"),
+        ("drain_per_s", None),
+        ("empty_as", "no_such"),
+        ("refuse_as", 402),
+        ("refuse_every", 0),
+        ("balance_lag_s", 601),
+        ("balance_fail", 200),
+        ("balance_garbage", "http"),
+        ("balance_key", 7),
+        ("topup_fail", "cut"),
+        ("topup_fail_after", "declined"),
+        ("topup_delay_s", -1),
         ("no_such", 1),
     ],
 )
@@ -75,7 +91,13 @@ def test_a_wrong_value_is_refused_by_name(name: str, value: object) -> None:
         changed(Settings(), {name: value})
 
 
-@pytest.mark.parametrize("name", ["balance", "require-key", "fail-every", "service-header"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("balance", "require-key", "fail-every", "service-header"),
+        *("drain-per-s", "balance-key", "refuse-every"),
+    ],
+)
 def test_what_belongs_to_the_sandbox_cannot_be_set_by_one_request(name: str) -> None:
     with pytest.raises(SettingError, match="single request"):
         for_request(Settings(), [(f"x-sandbox-{name}", "1")])
