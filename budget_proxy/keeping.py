@@ -1,4 +1,4 @@
-"""The standing duties of whoever keeps the ledger: balances and stops.
+"""The standing duties of whoever keeps the ledger: balances, stops and alerts.
 
 One for each machine, beside the admin port; no call passes here. Each duty has a module of its own,
 this one begins and ends them together and passes news from one to the other.
@@ -13,12 +13,16 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from budget_proxy.core.events import Event
+from budget_proxy.accounts_view import open_accounts
+from budget_proxy.alerting import Alerting
+from budget_proxy.core.alert import Alert, Facts
+from budget_proxy.core.events import AlertTold, Event
 from budget_proxy.core.headroom import Seen
 from budget_proxy.core.house import House
 from budget_proxy.core.stops import Scope, Stop
 from budget_proxy.ledgers import Clock, Ledger, LedgerDownError, is_shared
 from budget_proxy.ledgers.group import GroupCommit
+from budget_proxy.lookout import Lookout
 from budget_proxy.stop_keeper import Distribute, StopKeeper
 from budget_proxy.watch import BalanceView, BalanceWatch
 
@@ -46,6 +50,10 @@ class Keeping:
         there is more money."""
         self._house = house
         self._ledger = ledger
+        self._clock = clock
+        self._lookout = Lookout()
+        self.alerting = Alerting(ledger, lambda: self._house.webhooks, hear=self._told)
+        self._emit = emit
         self._watch = BalanceWatch(
             ledger,
             commit,
@@ -77,6 +85,7 @@ class Keeping:
         await self._stops.look()
         await self._watch.begin(self._house)
         self._spawn(self._stops.keep())
+        self._spawn(self.alerting.run(self._facts))
 
     async def begin(self, house: House) -> None:
         """Another policy is in force. Raises LedgerDownError."""
@@ -94,6 +103,19 @@ class Keeping:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    # -- alerts ------------------------------------------------------------------------------------
+
+    async def _facts(self) -> Facts:
+        """All that alerts are made of, as it is now. Raises LedgerDownError."""
+        rows, now_s = await self._ledger.accounts(), self._clock()
+        accounts = await asyncio.to_thread(open_accounts, rows, self._house, now_s)
+        balances = self._watch.views(rows)
+        stops, leads = self._stops.stops, self._watch.leads
+        return self._lookout.facts(self._house, accounts, balances, stops, now_s, leads=leads)
+
+    def _told(self, alert: Alert) -> None:
+        self._emit(AlertTold(alert.kind, alert.recovered))
 
     # -- news --------------------------------------------------------------------------------------
 

@@ -168,8 +168,17 @@ class BalanceLooked:
     """`ok`, or the kind of bad answer (`core.balance.BadKind`)."""
 
 
+@dataclass(frozen=True, slots=True)
+class AlertTold:
+    """An alert was told, or that it is over."""
+
+    kind: str
+    recovered: bool
+
+
 Event = (
-    BalanceLooked
+    AlertTold
+    | BalanceLooked
     | BreakerTurned
     | CallEnded
     | CeilingMoved

@@ -1,0 +1,91 @@
+"""What there is to be told at one look: accounts, balances and stops as `core.alert` wants them.
+
+Remembers since when each condition is as it is. Forbidden here: I/O, deciding what is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from budget_proxy.accounts_view import AccountsView
+from budget_proxy.alerting import balance_gauge, gauges_of, names_of
+from budget_proxy.core.alert import Condition, ConditionKind, Facts, Subject, SubjectKind
+from budget_proxy.core.house import House
+from budget_proxy.core.stops import Stop, StopKind
+from budget_proxy.watch import BalanceView
+
+MONEY_STOPS: tuple[StopKind, ...] = ("account_empty", "key_cap", "too_big")
+
+
+class Lookout:
+    """Makes the facts of each look."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[str, str, str, str], tuple[bool, float]] = {}
+
+    def facts(
+        self,
+        house: House,
+        accounts: AccountsView,
+        balances: Iterable[BalanceView],
+        stops: Sequence[Stop],
+        now_s: float,
+        *,
+        leads: bool = True,
+        more: Iterable[Condition] = (),
+        runways_s: Mapping[tuple[str, str], float] | None = None,
+        balance_runways_s: Mapping[str, float] | None = None,
+    ) -> Facts:
+        """One look. `leads`: whether this machine asks for balances, and so knows whether that
+        fails; of what is not in the facts nothing is told. `more`: conditions that others know of.
+        Runways by budget and payer, and by upstream."""
+        views = list(balances)
+        gauges = list(gauges_of(accounts, house.budgets, runways_s))
+        for view in views:
+            watch = house.upstreams[view.upstream].watch
+            known = (balance_runways_s or {}).get(view.upstream)
+            if watch is None or view.at_s is None:
+                continue
+            gauge = balance_gauge(view.upstream, watch, view.usable, known)
+            if gauge is not None:
+                gauges.append(gauge)
+        conditions = [*self._of_stops(house, stops, now_s), *more]
+        if leads:
+            conditions += self._of_balances(views, now_s)
+        return Facts(tuple(gauges), tuple(conditions), names_of(house))
+
+    def _of_balances(self, views: Iterable[BalanceView], now_s: float) -> Iterator[Condition]:
+        for view in views:
+            if view.manual:
+                continue
+            stale, name = view.state == "stale", view.upstream
+            yield self._condition("balance", name, "balance_stale", stale, now_s, view.why)
+            failing = bool(view.why)
+            yield self._condition("balance", name, "bad_reading", failing, now_s, view.why)
+            yield self._condition("balance", name, "drift", view.drift_per_s > 0, now_s)
+
+    def _of_stops(self, house: House, stops: Iterable[Stop], now_s: float) -> Iterator[Condition]:
+        there = {(stop.name, stop.kind): stop for stop in stops if stop.scope == "upstream"}
+        for name in house.upstreams:
+            for kind in MONEY_STOPS:
+                stop = there.get((name, kind))
+                why = "" if stop is None else stop.why
+                holds = stop is not None
+                yield self._condition("upstream", name, "breaker_open", holds, now_s, why, kind)
+
+    def _condition(
+        self,
+        subject: SubjectKind,
+        name: str,
+        kind: ConditionKind,
+        holds: bool,
+        now_s: float,
+        why: str = "",
+        item: str = "",
+    ) -> Condition:
+        key = (subject, name, kind, item)
+        was, since_s = self._since.get(key, (not holds, now_s))
+        if was is not holds:
+            since_s = now_s
+            self._since[key] = (holds, since_s)
+        return Condition(Subject(subject, name), kind, holds, since_s, why, item)
