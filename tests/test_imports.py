@@ -33,7 +33,15 @@ JSON wherever there is any. sqlite3 is of the standard library and has its room 
 
 PURE = frozenset(
     {
-        *("__future__", "collections", "collections.abc", "dataclasses", "datetime", "decimal"),
+        *(
+            "__future__",
+            "array",
+            "collections",
+            "collections.abc",
+            "dataclasses",
+            "datetime",
+            "decimal",
+        ),
         *("enum", "fnmatch", "functools", "heapq", "itertools", "json", "math", "re", "typing"),
         *("urllib.parse", "zlib", "zoneinfo"),
     }

@@ -35,6 +35,8 @@ FLOATS = {
 }
 DIVISIONS = {
     "__main__.py": "paths of files",
+    "core/history.py": "seconds as minutes",
+    "core/runway.py": "forecasts: rates and durations, of which no amount is made",
     "metrics.py": "Prometheus wants whole units",
     "policy/tariffs.py": "paths of files",
     "report.py": "of Decimals, for a bar twenty characters wide",
