@@ -19,7 +19,7 @@ The path of a request, file by file:
 
 Around it: `policy` (the YAML file), `catalogue` (model prices), `ledgers` (the durable book, as
 `core.book` decides), `opening`, `relearning`, `janitor` and `folding` (start and upkeep of the
-ledger), `admin` (the other port), `app` (wiring), `correction`, `upkeep` and `export` (what people
+ledger), `burn` (how fast money goes, and until when it lasts: `core.runway`), `admin` (the other port), `app` (wiring), `correction`, `upkeep` and `export` (what people
 ask of a ledger), `__main__` (the command line), `sandbox` (an upstream to test against). With
 several processes: `supervisor` keeps the ledger, each `worker` answers calls, a `channel` joins
 them, `pooling` adds up their figures.
