@@ -19,11 +19,20 @@ The path of a request, file by file:
 
 Around it: `policy` (the YAML file), `catalogue` (model prices), `ledgers` (the durable book, as
 `core.book` decides), `opening`, `relearning`, `janitor` and `folding` (start and upkeep of the
-ledger), `alerting` (what people are told of accounts, as `core.alert` decides; `webhooks` deliver
-it, `control_client` calls the outside), `admin` (the other port), `app` (wiring), `correction`,
-`upkeep` and `export` (what people ask of a ledger), `__main__` (the command line), `sandbox` (an
-upstream to test against). With several processes: `supervisor` keeps the ledger, each `worker`
-answers calls, a `channel` joins them, `pooling` adds up their figures.
+ledger), `admin` (the other port), `app` (wiring), `correction`, `upkeep` and `export` (what people
+ask of a ledger), `__main__` (the command line), `sandbox` (an upstream to test against). With
+several processes: `supervisor` keeps the ledger, each `worker` answers calls, a `channel` joins
+them, `pooling` adds up their figures.
+
+Beside the calls, where the ledger is kept (`keeping`):
+
+    watch         asks providers what is left, and moves the limits that follow (`core.balance`,
+                  `core.headroom`; shapes and errors of each provider: `providers`)
+    stop_keeper   pauses, and breakers that a provider's own words opened (`hearing` in the call,
+                  `core.verdict`); in every process, `stops` is asked before the ledger
+    burn          how fast money goes, and until when it lasts (`core.runway`)
+    alerting      what people are told of all this (`lookout`, `core.alert`); `webhooks` deliver it
+    control_client  calls the outside for them
 """
 
 __version__ = "0.1.0"

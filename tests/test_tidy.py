@@ -38,6 +38,8 @@ DIVISIONS = {
     "__main__.py": "paths of files",
     "core/headroom.py": "how fast others spend: a forecast, whole steps before it meets an amount",
     "ledgers/patience.py": "seconds",
+    "core/history.py": "seconds as minutes",
+    "core/runway.py": "forecasts: rates and durations, of which no amount is made",
     "metrics.py": "Prometheus wants whole units",
     "policy/providers.py": "paths of files",
     "policy/tariffs.py": "paths of files",
