@@ -54,7 +54,7 @@ class Arrival(msgspec.Struct):
     traceparent: str
     retry: int
     """Which attempt its SDK says it is; 0 is the first."""
-    _forwarded: dict[tuple[bool, bool], header_rules.HeaderList] = {}
+    _forwarded: dict[tuple[bool, bool], bytes] = {}
 
     @property
     def compressed(self) -> bool:
@@ -63,19 +63,20 @@ class Arrival(msgspec.Struct):
 
     def forwarded(
         self, headers: header_rules.HeaderList, *, metered: bool, streamed: bool
-    ) -> header_rules.HeaderList:
-        """The headers as they are sent, but for the length of the body."""
+    ) -> bytes:
+        """The lines of the headers as they are sent, but for the length of the body."""
         found = self._forwarded.get((metered, streamed))
         if found is None:
             codings = None
             if metered:
                 codings = header_rules.readable_codings(self.headers, streamed=streamed)
-            found = self._forwarded[metered, streamed] = header_rules.to_upstream(
+            forwarded = header_rules.to_upstream(
                 headers,
                 keep=credential.kept(self.upstream),
                 credential=credential.header(self.upstream),
                 codings=codings,
             )
+            found = self._forwarded[metered, streamed] = header_rules.lines_of(forwarded)
         return found
 
 

@@ -123,26 +123,8 @@ class _Answer:
             transport.write(data)
 
 
-class _Writing:
-    """A step towards the caller: what goes wrong in it means that the caller is gone."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: IncomingCall) -> None:
-        self._call = call
-
-    def __enter__(self) -> None:
-        if self._call.gone:
-            raise CallerGoneError
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: object) -> None:
-        if kind is None:
-            return
-        if issubclass(kind, TimeoutError):
-            self._call.abort()
-            raise CallerGoneError("the caller stopped reading") from None
-        if issubclass(kind, ConnectionError | RuntimeError):
-            raise CallerGoneError(str(error))
+_LOST = (TimeoutError, ConnectionError, RuntimeError)
+"""What goes wrong in a step towards the caller where the caller is gone."""
 
 
 class IncomingCall:
@@ -180,8 +162,22 @@ class IncomingCall:
         """See `Call.proceed`."""
         if self._expects and self.version >= (1, 1):
             self._expects = False
-            with _Writing(self):
+            self._must_be_there()
+            try:
                 self._transport().write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            except _LOST as error:
+                raise self._gone(error) from error
+
+    def _must_be_there(self) -> None:
+        if self.gone:
+            raise CallerGoneError
+
+    def _gone(self, error: Exception) -> CallerGoneError:
+        """What a step towards the caller that went wrong means."""
+        if isinstance(error, TimeoutError):
+            self.abort()
+            return CallerGoneError("the caller stopped reading")
+        return CallerGoneError(str(error))
 
     def _transport(self) -> asyncio.Transport:
         transport = self._protocol.transport
@@ -242,28 +238,32 @@ class IncomingCall:
         """See `Call.start`."""
         # Who still waits for 100 Continue may or may not send its body after this answer.
         close = self._close or self._expects
-        with _Writing(self):
-            self._answer = _Answer(
-                self._protocol, self._message, status, reason, headers, close=close
-            )
+        self._must_be_there()
+        self._answer = _Answer(self._protocol, self._message, status, reason, headers, close=close)
 
     async def send(self, chunk: bytes) -> None:
         """See `Call.send`."""
         assert self._answer is not None, "an answer is started before it is sent"
-        with _Writing(self):
+        self._must_be_there()
+        try:
             self._answer.write(chunk)
             if self._protocol.writing_paused:
                 async with asyncio.timeout(self._limits.write_timeout_s):
                     await self._protocol.drained()
+        except _LOST as error:
+            raise self._gone(error) from error
 
     async def end(self) -> None:
         """See `Call.end`."""
         assert self._answer is not None, "an answer is started before it ends"
-        with _Writing(self):
+        self._must_be_there()
+        try:
             self._answer.write(b"", last=True)
             if self._transport().get_write_buffer_size() > 0:
                 async with asyncio.timeout(self._limits.write_timeout_s):
                     await self._flush()
+        except _LOST as error:
+            raise self._gone(error) from error
         self._ended = True
 
     async def _flush(self) -> None:

@@ -228,7 +228,7 @@ class Proxy:
         legs = self._binding.legs(facts, document, priced.amounts, self._admits, urgent=urgent)
         forwarded = body if priced.body is None else priced.body
         self._buffered += len(forwarded or b"") - len(body or b"")
-        return Order(arrived, route, priced, legs, forwarded)
+        return Order(arrived, upstream, service, route, priced, legs, forwarded)
 
     # -- the hold --------------------------------------------------------------------------------
 

@@ -23,21 +23,15 @@ class Order:
     """What a request turned out to be: all that is decided before the hold."""
 
     arrived: Arrival
+    upstream: Upstream
+    """Where it goes."""
+    service: Service
+    """Whose it is."""
     route: Route
     estimate: Estimate
     legs: tuple[Leg, ...]
     body: bytes | None
     """None: streamed through, or there is none."""
-
-    @property
-    def upstream(self) -> Upstream:
-        """Where it goes."""
-        return self.arrived.upstream
-
-    @property
-    def service(self) -> Service:
-        """Whose it is."""
-        return self.arrived.service
 
 
 @dataclass(slots=True)
@@ -111,8 +105,9 @@ def ended(trail: Trail, now_s: float) -> CallEnded:
 
 
 def _overruns(order: Order, amounts: Mapping[str, int]) -> tuple[Overrun, ...]:
-    return tuple(
-        Overrun(leg.budget, leg.payer, leg.unit, amounts[leg.unit] - leg.amount)
-        for leg in order.legs
-        if amounts.get(leg.unit, 0) > leg.amount
-    )
+    overruns = []
+    for budget, payer, unit, _, _, held, _ in order.legs:
+        amount = amounts.get(unit, 0)
+        if amount > held:
+            overruns.append(Overrun(budget, payer, unit, amount - held))
+    return tuple(overruns)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import math
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Any
@@ -31,7 +32,6 @@ from budget_proxy.call import (
     CHUNK,
     AnswerCutError,
     Head,
-    Headers,
     NoAnswerError,
     NotSentError,
 )
@@ -57,8 +57,11 @@ class _Wire(ResponseHandler):
     none at all for that of a body that turned into garbage."""
 
     broken = False
-    _deadline: asyncio.TimerHandle | None = None
     _answered = True
+    _due_s = math.inf
+    """When an answer must have begun; infinite while none is waited for."""
+    _alarm: asyncio.TimerHandle | None = None
+    """Looks at that, then or earlier. It outlives calls, since one is set sooner than cancelled."""
 
     @property
     def is_clean(self) -> bool:
@@ -91,18 +94,27 @@ class _Wire(ResponseHandler):
                     return message, payload
         finally:
             self._answered = True
-            if self._deadline is not None:
-                self._deadline.cancel()
+            self._due_s = math.inf
 
     def expect_by(self, when_s: float) -> None:
         """Give up at this time (of the loop) if no answer has begun."""
-        if self._deadline is not None:
-            self._deadline.cancel()
-        if not self._answered:
-            self._deadline = self._loop.call_at(when_s, self._too_late)
+        if self._answered:
+            return
+        self._due_s = when_s
+        if self._alarm is None or self._alarm.when() > when_s:
+            self._set_alarm()
 
-    def _too_late(self) -> None:
-        self.set_exception(_TooLateError())
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(self._due_s, self._look_at_time)
+
+    def _look_at_time(self) -> None:
+        self._alarm = None
+        if self._due_s <= self._loop.time():
+            self.set_exception(_TooLateError())
+        elif self._due_s < math.inf:
+            self._set_alarm()
 
     def give_up(self, error: Exception) -> None:
         """Cut the connection; whoever waits for the answer, or for more of it, is told why. Of an
@@ -126,6 +138,8 @@ class _Wire(ResponseHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         """The connection is gone; with an error, not because the upstream was done."""
         self.broken = exc is not None
+        if self._alarm is not None:
+            self._alarm.cancel()
         body = self._payload
         super().connection_lost(exc)
         if body is not None and not body.is_eof() and body.exception() is None:
@@ -290,10 +304,10 @@ class Outgoing:
         return _wiring(upstream) == _wiring(self.upstream)
 
     async def send(
-        self, method: str, target: str, headers: Headers, body: Body, length: int | None
+        self, method: str, target: str, headers: bytes, body: Body, length: int | None
     ) -> UpstreamAnswer:
-        """Send one request, once; `target` as it stands behind the upstream's URL. `length` of the
-        body in bytes; None: unknown, or nothing was said of one.
+        """Send one request, once; `target` as it stands behind the upstream's URL, `headers` as
+        their lines. `length` of the body in bytes; None: unknown, or nothing was said of one.
 
         Raises NotSentError, NoAnswerError, and of a body that is streamed through CallerGoneError
         and BodyTimeoutError."""
@@ -354,26 +368,24 @@ class Outgoing:
         wire: _Wire,
         method: str,
         target: str,
-        headers: Headers,
+        headers: bytes,
         body: Body,
         length: int | None,
     ) -> _Uploading | None:
         """Send the head and what is there of the body; the rest goes out in pieces."""
         if length is None and body is None and method in _EXPECT_BODY:
             length = 0
-        lines = [b"%b: %b\r\n" % pair for pair in headers]
-        lines.insert(0, self._host)
-        lines.insert(0, f"{method} {self._prefix}{target} HTTP/1.1\r\n".encode())
-        authorization = self._whereto.headers.get("Proxy-Authorization")
-        if authorization is not None:
-            lines.append(f"Proxy-Authorization: {authorization}\r\n".encode())
+        framing = b""
         if length is not None:
-            lines.append(b"Content-Length: %d\r\n" % length)
+            framing = b"Content-Length: %d\r\n" % length
         elif body is not None:
-            lines.append(b"Transfer-Encoding: chunked\r\n")
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        assert head.count(b"\n") == len(lines), "a header does not end in the middle of itself"
+            framing = b"Transfer-Encoding: chunked\r\n"
+        if self.upstream.proxy is not None:
+            authorization = self._whereto.headers.get("Proxy-Authorization")
+            if authorization is not None:
+                headers += f"Proxy-Authorization: {authorization}\r\n".encode()
+        first = f"{method} {self._prefix}{target} HTTP/1.1\r\n".encode()
+        head = b"%b%b%b%b\r\n" % (first, self._host, headers, framing)
         if wire.transport is None:
             raise NotSentError("connect", "the connection was lost before anything was sent")
         if isinstance(body, bytes) and len(body) <= CHUNK:

@@ -157,6 +157,13 @@ def to_upstream(
     return out
 
 
+def lines_of(headers: HeaderList) -> bytes:
+    """The headers as they stand in a message."""
+    lines = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    assert lines.count(b"\n") == len(headers), "a header does not end in the middle of itself"
+    return lines
+
+
 def readable_codings(headers: Index, *, streamed: bool) -> list[bytes]:
     """What of the caller's Accept-Encoding the meter can read too; identity for streams."""
     if streamed:

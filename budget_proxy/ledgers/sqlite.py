@@ -71,6 +71,7 @@ APPLICATION_ID = 0x62707879  # "bpxy"
 SCHEMA_VERSION = 3
 LOCK_WAIT_S = 2.0
 """How long to wait for another process's write (the command line's corrections are short)."""
+LOCK_POLL_S = 0.0005
 ORPHANS_S = 3.0
 """How long the workers of a supervisor that died may still have the ledger."""
 MAX_REMEMBERED = 50_000
@@ -141,6 +142,7 @@ class SqliteLedger:
         self._path = path
         self._clock = clock
         self._lock_file: int | None = None
+        self._locked = False
         self._instance_file: int | None = None
         self._db: sqlite3.Connection | None = None
         self._file = (0, 0)
@@ -217,7 +219,7 @@ class SqliteLedger:
                     await self._in_thread(self._begin_patiently)
                 outcomes, changed = self._apply(batch)
                 if changed:
-                    await self._in_thread(self._sync)
+                    await self._in_thread(self._sync_and_unlock)
                 else:
                     self._forget()
                 self._refusing = not changed
@@ -430,6 +432,7 @@ class SqliteLedger:
             fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
+        self._locked = True
         return True
 
     def _must_be_writable(self) -> None:
@@ -438,22 +441,31 @@ class SqliteLedger:
             raise LedgerDownError(f"{self._path} {why}")
 
     async def _take_lock(self) -> None:
+        """Without a thread, whose answer the loop might only see a while later: others wait for
+        the lock, too."""
         try:
-            if not self._try_lock():
-                await self._in_thread(self._wait_for_lock)
+            for _ in self._tries():
+                await asyncio.sleep(LOCK_POLL_S)
         except OSError as failure:
             raise LedgerDownError(f"{self._path}: {failure}") from failure
 
     def _wait_for_lock(self) -> None:
+        for _ in self._tries():
+            time.sleep(LOCK_POLL_S)
+
+    def _tries(self) -> Iterator[None]:
+        """Until the lock is ours: whoever takes it pauses between two tries."""
         deadline_s = time.monotonic() + LOCK_WAIT_S
         while not self._try_lock():
             if time.monotonic() > deadline_s:
                 raise LedgerDownError(f"{self._path}: another process keeps the write lock")
-            time.sleep(0.0005)
+            yield
 
     def _unlock(self) -> None:
-        assert self._lock_file is not None, "it was locked"
-        fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+        if self._locked:
+            assert self._lock_file is not None, "it was locked"
+            fcntl.flock(self._lock_file, fcntl.LOCK_UN)
+            self._locked = False
 
     @contextlib.contextmanager
     def _write_lock(self) -> Iterator[None]:
@@ -554,6 +566,11 @@ class SqliteLedger:
         assert self._db is not None, "a transaction is open"
         self._db.execute("COMMIT")
         self._look_at_log()
+
+    def _sync_and_unlock(self) -> None:
+        """Here and not in the loop, which may have much to do before it hears of the end."""
+        self._sync()
+        self._unlock()
 
     def _undo(self) -> None:
         """Roll back by closing: what state the connection is in is not worth knowing."""
