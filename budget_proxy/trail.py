@@ -106,7 +106,7 @@ def ended(trail: Trail, now_s: float) -> CallEnded:
 
 def _overruns(order: Order, amounts: Mapping[str, int]) -> tuple[Overrun, ...]:
     overruns = []
-    for budget, payer, unit, _, _, held, _ in order.legs:
+    for budget, payer, unit, _, _, held, *_ in order.legs:
         amount = amounts.get(unit, 0)
         if amount > held:
             overruns.append(Overrun(budget, payer, unit, amount - held))
