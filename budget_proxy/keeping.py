@@ -13,8 +13,10 @@ import logging
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
+from budget_proxy import burn
 from budget_proxy.accounts_view import open_accounts
 from budget_proxy.alerting import Alerting
+from budget_proxy.burn import Burn, LineRunway
 from budget_proxy.core.alert import Alert, Facts
 from budget_proxy.core.events import AlertTold, Event
 from budget_proxy.core.headroom import Seen
@@ -52,6 +54,12 @@ class Keeping:
         self._ledger = ledger
         self._clock = clock
         self._lookout = Lookout()
+        self._burn = Burn(
+            ledger,
+            lambda: self._house,
+            max_lines=house.metrics_max_accounts,
+            writes=lambda: self._watch.leads,
+        )
         self.alerting = Alerting(ledger, lambda: self._house.webhooks, hear=self._told)
         self._emit = emit
         self._watch = BalanceWatch(
@@ -86,6 +94,7 @@ class Keeping:
         await self._watch.begin(self._house)
         self._spawn(self._stops.keep())
         self._spawn(self.alerting.run(self._facts))
+        self._spawn(burn.keep(self._burn))
 
     async def begin(self, house: House) -> None:
         """Another policy is in force. Raises LedgerDownError."""
@@ -98,6 +107,7 @@ class Keeping:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._quietly(self._burn.close())
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -112,7 +122,15 @@ class Keeping:
         accounts = await asyncio.to_thread(open_accounts, rows, self._house, now_s)
         balances = self._watch.views(rows)
         stops, leads = self._stops.stops, self._watch.leads
-        return self._lookout.facts(self._house, accounts, balances, stops, now_s, leads=leads)
+        return self._lookout.facts(
+            self._house,
+            accounts,
+            balances,
+            stops,
+            now_s,
+            leads=leads,
+            runways=self._burn.runways(),
+        )
 
     def _told(self, alert: Alert) -> None:
         self._emit(AlertTold(alert.kind, alert.recovered))
@@ -138,6 +156,10 @@ class Keeping:
             await work
 
     # -- what people ask ---------------------------------------------------------------------------
+
+    def runways(self) -> list[LineRunway]:
+        """How long the money of each account lasts, as far as can be told."""
+        return self._burn.runways()
 
     @property
     def stops(self) -> Sequence[Stop]:
