@@ -17,6 +17,10 @@ from budget_proxy.core.house import House
 from budget_proxy.core.stops import Stop, StopKind
 from budget_proxy.watch import BalanceView
 
+DAY_S = 86_400
+"""Others who take less than a hundredth of a balance in a day are not worth an alert."""
+DAY_S = 86_400
+"""Others who take less than a hundredth of a balance in a day are not worth an alert."""
 MONEY_STOPS: tuple[StopKind, ...] = ("account_empty", "key_cap", "too_big")
 
 
@@ -70,7 +74,8 @@ class Lookout:
             yield self._condition("balance", name, "balance_stale", stale, now_s, view.why)
             failing = bool(view.why)
             yield self._condition("balance", name, "bad_reading", failing, now_s, view.why)
-            yield self._condition("balance", name, "drift", view.drift_per_s > 0, now_s)
+            drifts = view.drift_per_s * DAY_S * 100 > max(1, view.amount or 0)
+            yield self._condition("balance", name, "drift", drifts, now_s)
 
     def _of_stops(self, house: House, stops: Iterable[Stop], now_s: float) -> Iterator[Condition]:
         there = {(stop.name, stop.kind): stop for stop in stops if stop.scope == "upstream"}

@@ -49,6 +49,9 @@ from prometheus_client.utils import floatToGoString
 
 from budget_proxy.accounts_view import AccountsView, AccountView
 from budget_proxy.core.events import (
+    AlertTold,
+    BalanceLooked,
+    BreakerTurned,
     CallEnded,
     CeilingMoved,
     Event,
@@ -358,6 +361,9 @@ class Metrics:
             self.registry.register(_Now({"budget_proxy_ledger_up": lambda: self._ledger_up}))
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             CallEnded: self._call_ended,
+            AlertTold: _nothing,
+            BalanceLooked: _nothing,
+            BreakerTurned: _nothing,
             CeilingMoved: _nothing,  # what is in force is asked for at the scrape
             FailedOpen: self._failed_open,
             HoldPresumed: self._hold_presumed,

@@ -341,8 +341,6 @@ class BalanceWatch:
             )
             amount += watched.seen.amount - own
         seen = look(watched.seen, amount, spent, now_s, lag_s)
-        if watched.seen is not None:
-            seen = msgspec.structs.replace(seen, drifts=watched.seen.drifts)
         await self._note(watched, seen)
         what = {"upstream": upstream, "balance": show(amount, watched.watch.unit)}
         await self._commit.commit(Remark(self._new_id(), "balance", about_remark(who, why, what)))
@@ -415,7 +413,7 @@ class BalanceWatch:
             None if seen is None else seen.at_s,
             (min(left) if left else amount) if limited else None,
             max((row.held for row in on_it), default=0),
-            0.0 if seen is None else drift_rate(seen.drifts),
+            0.0 if seen is None else drift_rate(seen, watched.watch.lag_s),
             watched.why,
         )
 

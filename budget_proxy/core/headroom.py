@@ -10,7 +10,8 @@ limit so, `limit - spent - held` is what is left: a look never raises it above t
 calls in flight hold.
 
 Others who spend from the same account show as *drift*: by how much the balance fell more than our
-own spending says. Drift that goes on is taken off in advance.
+own spending explains, wherever in the lag each of our calls was billed. Drift that goes on is taken
+off in advance.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from budget_proxy.core.money import MAX_SUM
 
 UNLIMITED = MAX_SUM // 2
 MAX_SAMPLES = 240
-KEPT_DRIFTS = 10
-"""Looks of which the drift is remembered."""
+KEPT_LOOKS = 11
+"""So far back drift is computed."""
 SUSTAINED = 3
-"""So many looks make a drift one that goes on."""
+"""So many intervals between looks make a drift one that goes on."""
 
 
 class Sample(NamedTuple):
@@ -37,11 +38,11 @@ class Sample(NamedTuple):
     spent: int
 
 
-class Drift(NamedTuple):
-    """What others took between two looks. Negative: the balance rose, or we were billed less."""
+class Look(NamedTuple):
+    """A good figure, and when it was asked for."""
 
-    seconds: float
-    steps: int
+    at_s: float
+    amount: int
 
 
 class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -56,10 +57,9 @@ class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
     highest: int = 0
     """The highest good figure ever."""
     samples: dict[str, list[Sample]] = {}
-    """By budget, oldest first: as far back as the figure may be old."""
-    drifts: list[Drift] = []
-    topped_up: int = 0
-    """Top-ups that were sent and have not been seen yet."""
+    """By budget, oldest first: as far back as the oldest look's figure may be old."""
+    looks: list[Look] = []
+    """The last ones since the balance last rose, oldest first."""
 
 
 def look(
@@ -73,35 +73,31 @@ def look(
 ) -> Seen:
     """A good look. `spent`: what each budget on the balance had spent in all when it was begun, at
     `at_s`. `just`: how much of that in the last `lag_s`, for budgets that were never looked at."""
+    looks = [] if amount is None else [*_falling(before, amount), Look(at_s, amount)][-KEPT_LOOKS:]
+    oldest_s = min((one.at_s for one in looks), default=at_s) - lag_s
     samples = {}
     for name, total in spent.items():
-        known = _samples_of(before, name) or [
-            Sample(at_s - lag_s, total - (just or {}).get(name, 0))
-        ]
-        samples[name] = _kept([*known, Sample(at_s, total)], at_s - lag_s)
-    drifts: list[Drift] = []
-    if before is not None and before.amount is not None and amount is not None:
-        own = max(
-            (
-                spent_then(samples[name], at_s - lag_s)
-                - spent_then(_samples_of(before, name) or samples[name], before.at_s - lag_s)
-                for name in spent
-            ),
-            default=0,
-        )
-        drift = Drift(max(at_s - before.at_s, 0.001), before.amount - amount - own)
-        drifts = [*before.drifts, drift][-KEPT_DRIFTS:]
+        first = Sample(at_s - lag_s, total - (just or {}).get(name, 0))
+        known = _samples_of(before, name) or [first]
+        samples[name] = _kept([*known, Sample(at_s, total)], oldest_s)
     highest = max(before.highest if before else 0, amount or 0)
-    return Seen(at_s, amount, highest=highest, samples=samples, drifts=drifts)
+    return Seen(at_s, amount, highest=highest, samples=samples, looks=looks)
+
+
+def _falling(before: Seen | None, amount: int) -> list[Look]:
+    """The looks before; none where the balance rose since: a top-up says nothing of drift."""
+    if before is None or not before.looks or amount > before.looks[-1].amount:
+        return []
+    return before.looks
 
 
 def _samples_of(seen: Seen | None, budget: str) -> Sequence[Sample]:
     return [] if seen is None else seen.samples.get(budget, [])
 
 
-def _kept(samples: list[Sample], then_s: float) -> list[Sample]:
-    """Those since the figure was true, and the last one before; of too many every other one."""
-    older = [index for index, sample in enumerate(samples) if sample.at_s <= then_s]
+def _kept(samples: list[Sample], oldest_s: float) -> list[Sample]:
+    """Those since then, and the last one before; of too many every other one."""
+    older = [index for index, sample in enumerate(samples) if sample.at_s <= oldest_s]
     kept = samples[older[-1] :] if older else samples
     return kept if len(kept) <= MAX_SAMPLES else [*kept[:-1:2], kept[-1]]
 
@@ -117,15 +113,21 @@ def spent_then(samples: Sequence[Sample], then_s: float) -> int:
     return spent
 
 
-def drift_rate(drifts: Sequence[Drift]) -> float:
-    """Steps a second that others take, once that goes on; 0 before. A rise that is larger than any
-    fall was a top-up, and says nothing of it."""
-    largest = max((drift.steps for drift in drifts), default=0)
-    counted = [drift for drift in drifts if -drift.steps <= largest]
-    if len(counted) < SUSTAINED:
+def drift_rate(seen: Seen, lag_s: float) -> float:
+    """Steps a second that others take, once that goes on; 0 before."""
+    looks = seen.looks
+    if len(looks) <= SUSTAINED:
         return 0.0
-    steps = sum(drift.steps for drift in counted)
-    return max(0.0, steps / sum(drift.seconds for drift in counted))
+    first, last = looks[0], looks[-1]
+    own = max(
+        (
+            spent_then(samples, last.at_s) - spent_then(samples, first.at_s - lag_s)
+            for samples in seen.samples.values()
+        ),
+        default=0,
+    )
+    others = first.amount - last.amount - own
+    return max(0.0, others / max(last.at_s - first.at_s, 1.0))
 
 
 def limit_of(seen: Seen, budget: str, *, keep: int, lag_s: float, every_s: float) -> int:
@@ -135,5 +137,5 @@ def limit_of(seen: Seen, budget: str, *, keep: int, lag_s: float, every_s: float
     if seen.amount is None:
         return UNLIMITED
     then = spent_then(_samples_of(seen, budget), seen.at_s - lag_s)
-    others = int(drift_rate(seen.drifts) * (lag_s + every_s))
+    others = int(drift_rate(seen, lag_s) * (lag_s + every_s))
     return max(0, then + seen.amount - keep - others)

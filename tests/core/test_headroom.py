@@ -9,7 +9,6 @@ import pytest
 from budget_proxy.core.headroom import (
     MAX_SAMPLES,
     UNLIMITED,
-    Drift,
     Seen,
     drift_rate,
     limit_of,
@@ -97,34 +96,42 @@ def test_a_look_never_shows_more_than_the_figure_less_what_is_in_flight() -> Non
                 assert headroom + held <= bought - spent or headroom <= 0
 
 
-DRIFTS: dict[str, tuple[list[int], float]] = {
-    "none": ([], 0.0),
-    "two looks are not enough": ([60, 60], 0.0),
-    "three are": ([60, 60, 60], 1.0),
-    "noise": ([30, -30, 30, -30], 0.0),
-    "the bill came late, not others": ([-60, 0, 60], 0.0),
-    "with a top-up in between": ([60, -6000, 60, 60], 1.0),
-    "it ended": ([0, 0, 0, 0], 0.0),
-    "we are billed less": ([-6, -6, -6], 0.0),
+DRIFTS: dict[str, tuple[list[tuple[float, int, int]], float]] = {
+    "nobody spends": ([(60.0 * n, 1000, 0) for n in range(6)], 0.0),
+    "others spend": ([(60.0 * n, 1000 - 60 * n, 0) for n in range(6)], 1.0),
+    "not for long enough": ([(60.0 * n, 1000 - 60 * n, 0) for n in range(3)], 0.0),
+    "we spend, and are billed at once": ([(60.0 * n, 1000 - 9 * n, 9 * n) for n in range(9)], 0.0),
+    "we spend, and are billed late": (
+        [(60.0 * n, 1000 - 9 * max(0, n - 2), 9 * n) for n in range(9)],
+        0.0,
+    ),
+    "we spend once, and are billed at once": (
+        [(60.0 * n, 1000 - 500 * (n > 3), 500 * (n > 3)) for n in range(9)],
+        0.0,
+    ),
+    "both spend": ([(60.0 * n, 1000 - 70 * n, 10 * n) for n in range(11)], 1.0),
+    "after a top-up it begins anew": (
+        [*((60.0 * n, 1000 - 60 * n, 0) for n in range(6)), (360.0, 9000, 0), (420.0, 8940, 0)],
+        0.0,
+    ),
+    "and goes on": (
+        [(0.0, 10, 0), *((60.0 * n, 9000 - 60 * n, 0) for n in range(1, 6))],
+        1.0,
+    ),
 }
 
 
 @pytest.mark.parametrize("name", DRIFTS)
 def test_what_others_take(name: str) -> None:
-    steps, expected = DRIFTS[name]
-    assert drift_rate([Drift(60.0, each) for each in steps]) == expected
+    rows, expected = DRIFTS[name]
+    assert drift_rate(looks(*rows), LAG_S) == expected
 
 
 def test_drift_that_goes_on_lowers_the_limit_in_advance() -> None:
     rows = [(60.0 * n, 10_000 - 60 * n, 0) for n in range(5)]
     seen = looks(*rows)
-    assert drift_rate(seen.drifts) == 1.0
+    assert drift_rate(seen, LAG_S) == 1.0
     assert limit(seen) == 10_000 - 240 - 180
-
-
-def test_own_spending_is_no_drift() -> None:
-    rows = [(60.0 * n, 10_000 - 60 * max(0, n - 2), 60 * n) for n in range(12)]
-    assert [drift.steps for drift in looks(*rows).drifts[-5:]] == [0] * 5
 
 
 def test_however_long_the_lag_samples_are_bounded() -> None:
