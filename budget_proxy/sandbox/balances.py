@@ -21,12 +21,16 @@ SEARCH_NANOS = NANOS // 100
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What is left and what was used, in nanos; the currency; and the names in the path."""
+    """What is left and what was used, in nanos; the currency; and the names in the path.
+
+    `is_open`: calls are let through, whatever the figure says.
+    """
 
     nanos: int
     used_nanos: int
     currency: str
     names: Mapping[str, str]
+    is_open: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,7 @@ def _deepseek(it: Standing) -> Object:
 
     # Two currencies, as an account may have, and the empty one first: who takes the first is wrong.
     both = [infos("CNY", 0), infos(it.currency, it.nanos)]
-    return {"is_available": it.nanos > 0, "balance_infos": both}
+    return {"is_available": it.is_open, "balance_infos": both}
 
 
 def _openrouter_credits(it: Standing) -> Object:
@@ -125,11 +129,10 @@ def _xai(it: Standing) -> Object:
 
 
 def _deepinfra(it: Standing) -> Object:
-    broke = it.nanos <= 0
     return {
         "stripe_balance": _number(-it.nanos),
-        "suspended": broke,
-        "suspend_reason": "balance" if broke else None,
+        "suspended": not it.is_open,
+        "suspend_reason": None if it.is_open else "balance",
     }
 
 
@@ -146,7 +149,7 @@ def _novita(it: Standing) -> Object:
 
 def _venice(it: Standing) -> Object:
     return {
-        "canConsume": it.nanos > 0,
+        "canConsume": it.is_open,
         "consumptionCurrency": it.currency,
         "balances": {"diem": 0, it.currency.lower(): _number(it.nanos)},
     }

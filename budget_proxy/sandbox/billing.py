@@ -7,6 +7,7 @@ has paid. Forbidden here: the shapes of balances (`balances.py`), and which top-
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -44,7 +45,7 @@ def _balance(endpoint: BalanceEndpoint, dialect: Dialect) -> Handler:
         settings = settings_for(request, sandbox)
         check_key(request, settings.balance_key or settings.require_key, dialect)
         # The figure is that of the moment of the question, however late the answer is.
-        nanos = _seen(sandbox, settings)
+        nanos = _late(sandbox, settings)
         used_nanos = sandbox.bank.charged_nanos + sandbox.bank.purse.drained_nanos
         await pause(settings.balance_latency_s)
         if settings.balance_fail is not None:
@@ -55,25 +56,26 @@ def _balance(endpoint: BalanceEndpoint, dialect: Dialect) -> Handler:
             if endpoint.unlimited is None:
                 raise Refusal(404, "This sandbox has no prepaid balance: start it with --balance.")
             return json_answer(endpoint.unlimited)
-        currency = _OTHER_CURRENCY if settings.balance_garbage == "currency" else CURRENCY
-        return json_answer(
-            endpoint.show(Standing(nanos, used_nanos, currency, request.match_info)),
-            zipped=settings.answer_gzip,
-        )
+        shown = Standing(nanos, used_nanos, CURRENCY, request.match_info, is_open=nanos > 0)
+        shown = _garbled(shown, settings.balance_garbage)
+        return json_answer(endpoint.show(shown), zipped=settings.answer_gzip)
 
     return handle
 
 
-def _seen(sandbox: Sandbox, settings: Settings) -> int | None:
-    """The balance as it is shown: late, and wrong where the settings ask for it."""
+def _late(sandbox: Sandbox, settings: Settings) -> int | None:
     purse = sandbox.present_bank().purse
     lag_s = settings.balance_lag_s
-    nanos = purse.as_of(sandbox.clock() - lag_s) if lag_s else purse.nanos
-    if nanos is None:
-        return None
-    if settings.balance_garbage == "negative":
-        return -abs(nanos) or -NANOS
-    return nanos * _JUMP if settings.balance_garbage == "jump" else nanos
+    return purse.as_of(sandbox.clock() - lag_s) if lag_s else purse.nanos
+
+
+def _garbled(it: Standing, how: str | None) -> Standing:
+    """A figure that is wrong, and nothing else."""
+    if how == "currency":
+        return replace(it, currency=_OTHER_CURRENCY)
+    if how == "negative":
+        return replace(it, nanos=-abs(it.nanos) or -NANOS)
+    return replace(it, nanos=it.nanos * _JUMP) if how == "jump" else it
 
 
 def _garbage(kind: str) -> web.Response:

@@ -485,7 +485,7 @@ _LANGUAGE_MODELS = (
     ),
     Row(
         "fireworks",
-        "account_empty",
+        "key_cap",
         412,
         _openai(
             "Account sandbox is suspended, possibly due to reaching the monthly spending limit.",
