@@ -33,9 +33,9 @@ JSON wherever there is any. sqlite3 is of the standard library and has its room 
 
 PURE = frozenset(
     {
-        *("__future__", "base64", "collections", "collections.abc", "dataclasses", "datetime"),
-        *("decimal", "enum", "fnmatch", "fractions", "functools", "heapq", "itertools", "json"),
-        *("math", "re", "typing"),
+        *("__future__", "array", "base64", "collections", "collections.abc", "dataclasses"),
+        *("datetime", "decimal", "enum", "fnmatch", "fractions", "functools", "heapq"),
+        *("itertools", "json", "math", "re", "typing"),
         *("urllib.parse", "zlib", "zoneinfo"),
     }
 )
