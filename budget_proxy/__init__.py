@@ -19,8 +19,9 @@ The path of a request, file by file:
 
 Around it: `policy` (the YAML file), `catalogue` (model prices), `ledgers` (the durable book, as
 `core.book` decides), `opening`, `relearning`, `janitor` and `folding` (start and upkeep of the
-ledger), `alerting` (what people are told of accounts, as `core.alert` decides; `webhooks` deliver
-it, `control_client` calls the outside), `admin` (the other port), `app` (wiring), `correction`,
+ledger), `burn` (how fast money goes and how long it lasts: `core.history`, `core.runway`),
+`alerting` (what people are told of accounts, as `core.alert` decides; `webhooks` deliver it,
+`control_client` calls the outside), `admin` (the other port), `app` (wiring), `correction`,
 `upkeep` and `export` (what people ask of a ledger), `__main__` (the command line), `sandbox` (an
 upstream to test against). With several processes: `supervisor` keeps the ledger, each `worker`
 answers calls, a `channel` joins them, `pooling` adds up their figures.
