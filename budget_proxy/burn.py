@@ -134,6 +134,16 @@ class Burn:
         is too old to say anything of now."""
         return self._runways if self._ledger.now_s() - self._as_of_s <= GAP_S else []
 
+    def seconds(self) -> dict[tuple[str, str], float]:
+        """The runways by budget and payer, as alerts want them: infinite where the window ends
+        first or the forecast does; not there where nothing is known."""
+        return {
+            (found.line.budget, found.line.payer): inf if seconds is None else seconds
+            for found in self.runways()
+            for seconds in [found.runway.seconds]
+            if found.runway.basis != "none" or seconds is not None
+        }
+
     async def begin(self) -> None:
         """Go on from the notes. Raises LedgerDownError."""
         now_s = self._ledger.now_s()

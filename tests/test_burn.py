@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 import pytest
@@ -125,9 +126,35 @@ def test_a_budget_whose_day_ends_first_lasts() -> None:
         found = day.of("model", "gpt")
         assert found.window_end_s == START_S + 86_400
         assert not found.runway.lasts
+        assert day.burn.seconds() == {("model", "gpt"): found.runway.seconds}
         day.now_s = START_S + 22 * 3600
         await day.minutes(30, {"gpt": 1}, BY_MODEL)
         assert day.of("model", "gpt").runway.lasts
+        assert day.burn.seconds() == {("model", "gpt"): inf}
+
+    run(story())
+
+
+def test_a_balance_that_nobody_has_read_yet_is_not_an_empty_one() -> None:
+    async def story() -> None:
+        budget = Budget("account", 0, "requests", TOTAL, balance="deepseek")
+        day = Day(budget)
+        await day.minutes(2, {EVERYONE: 0}, budget)
+        assert day.burn.runways() == []
+        (account,) = day.ledger.kept_accounts.values()
+        account.limit = 500
+        await day.minutes(2, {EVERYONE: 1}, budget)
+        assert day.of("account").headroom == 498
+
+    run(story())
+
+
+def test_before_anything_is_known_there_is_no_runway_to_alert_of() -> None:
+    async def story() -> None:
+        day = Day(COMPANY)
+        await day.minutes(1)
+        assert len(day.burn.runways()) == 1
+        assert day.burn.seconds() == {}
 
     run(story())
 
