@@ -122,6 +122,8 @@ class Burn:
         self._writes = writes
         self._kept: dict[Line, _Kept] = {}
         self._versions: dict[str, int] = {}
+        self._gone: set[str] = set()
+        """Names of notes whose lines have no place any more."""
         self._runways: list[LineRunway] = []
         self._as_of_s = -inf
         self.left_out = 0
@@ -131,6 +133,16 @@ class Burn:
         """The runway of each line, budgets in the order of the policy; empty where the last sample
         is too old to say anything of now."""
         return self._runways if self._ledger.now_s() - self._as_of_s <= GAP_S else []
+
+    def seconds(self) -> dict[tuple[str, str], float]:
+        """The runways by budget and payer, as alerts want them: infinite where the window ends
+        first or the forecast does; not there where nothing is known."""
+        return {
+            (found.line.budget, found.line.payer): inf if seconds is None else seconds
+            for found in self.runways()
+            for seconds in [found.runway.seconds]
+            if found.runway.basis != "none" or seconds is not None
+        }
 
     async def begin(self) -> None:
         """Go on from the notes. Raises LedgerDownError."""
@@ -146,6 +158,7 @@ class Burn:
         newest = sorted(found, key=lambda line: _seen_s(found[line]), reverse=True)
         for line in newest[: self._max_lines]:
             self._kept[line] = _Kept(found[line], now_s)
+        self._gone.update(_name_of(line) for line in newest[self._max_lines :])
 
     async def sample(self) -> None:
         """One pass: look, compute, and write what is due. Raises LedgerDownError."""
@@ -176,11 +189,12 @@ class Burn:
         idle = self._idle(now_s) if len(self._kept) + len(new) > self._max_lines else []
         self.left_out = 0
         for line in new:
-            if len(self._kept) >= self._max_lines and idle:
-                del self._kept[idle.pop()]
+            if len(self._kept) >= self._max_lines and idle and states[line].sample.spent:
+                self._let_go(idle.pop())
             if len(self._kept) < self._max_lines:
                 kept = self._kept[line] = _Kept(History(), now_s)
                 kept.active_s = now_s
+                self._gone.discard(_name_of(line))
             else:
                 self.left_out += 1
 
@@ -262,14 +276,17 @@ class Burn:
         return False
 
     async def _forget(self, now_s: float) -> None:
-        """Delete histories of which no hour with spending is left."""
-        old = [line for line, kept in self._kept.items() if now_s - kept.active_s > FORGET_S]
-        old = old[:WRITTEN_AT_ONCE]
-        names = [name for line in old if (name := _name_of(line)) in self._versions]
+        """Delete histories that have no place, or no hour with spending left in them."""
+        for line in [line for line, kept in self._kept.items() if now_s - kept.active_s > FORGET_S]:
+            self._let_go(line)
+        names = [name for name in self._gone if name in self._versions][:WRITTEN_AT_ONCE]
         changes = [Change(KIND, name, self._versions[name], None) for name in names]
         if not changes or await self._change(changes):
-            for line in old:
-                del self._kept[line]
+            self._gone &= self._versions.keys()
+
+    def _let_go(self, line: Line) -> None:
+        del self._kept[line]
+        self._gone.add(_name_of(line))
 
 
 async def keep(burn: Burn) -> None:
@@ -289,17 +306,22 @@ async def keep(burn: Burn) -> None:
 
 
 def _states(views: Iterable[AccountView], house: House, now_s: float) -> dict[Line, _State]:
-    zones = {budget.name: budget.span.zone for budget in house.budgets}
+    budgets = {budget.name: budget for budget in house.budgets}
     return {
         Line(view.budget, view.payer, view.unit): _State(
             Sample(now_s, view.window_start_s, view.window_end_s, view.spent),
             view.limit,
             view.free,
-            zones[view.budget],
+            budgets[view.budget].span.zone,
         )
         for view in views
-        if not view.retired
+        if not view.retired and not _is_unknown(view, budgets[view.budget])
     }
+
+
+def _is_unknown(view: AccountView, budget: Budget) -> bool:
+    """A balance nobody has read yet is not an empty one."""
+    return bool(budget.balance) and not view.limit and not view.spent
 
 
 def _unused(budget: Budget, payer: str, now_s: float) -> _State:

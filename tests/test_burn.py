@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 import pytest
@@ -125,9 +126,35 @@ def test_a_budget_whose_day_ends_first_lasts() -> None:
         found = day.of("model", "gpt")
         assert found.window_end_s == START_S + 86_400
         assert not found.runway.lasts
+        assert day.burn.seconds() == {("model", "gpt"): found.runway.seconds}
         day.now_s = START_S + 22 * 3600
         await day.minutes(30, {"gpt": 1}, BY_MODEL)
         assert day.of("model", "gpt").runway.lasts
+        assert day.burn.seconds() == {("model", "gpt"): inf}
+
+    run(story())
+
+
+def test_a_balance_that_nobody_has_read_yet_is_not_an_empty_one() -> None:
+    async def story() -> None:
+        budget = Budget("account", 0, "requests", TOTAL, balance="deepseek")
+        day = Day(budget)
+        await day.minutes(2, {EVERYONE: 0}, budget)
+        assert day.burn.runways() == []
+        (account,) = day.ledger.kept_accounts.values()
+        account.limit = 500
+        await day.minutes(2, {EVERYONE: 1}, budget)
+        assert day.of("account").headroom == 498
+
+    run(story())
+
+
+def test_before_anything_is_known_there_is_no_runway_to_alert_of() -> None:
+    async def story() -> None:
+        day = Day(COMPANY)
+        await day.minutes(1)
+        assert len(day.burn.runways()) == 1
+        assert day.burn.seconds() == {}
 
     run(story())
 
@@ -273,6 +300,39 @@ def test_a_line_that_is_idle_for_a_day_gives_its_place_to_a_new_one() -> None:
         await day.minutes(2, {"newest": 1, "newer": 1}, BY_MODEL)
         assert {found.line.payer for found in day.burn.runways()} == {"newer", "newest"}
         assert day.burn.left_out == 0
+        await day.minutes(6, {"newest": 1, "newer": 1}, BY_MODEL)
+        assert set(await day.hours()) == {
+            '["model","newer","requests"]',
+            '["model","newest","requests"]',
+        }
+
+    run(story())
+
+
+def test_an_idle_line_without_spending_takes_nobodys_place() -> None:
+    async def story() -> None:
+        day = Day(BY_MODEL, max_lines=1)
+        await day.minutes(2, {"old": 1}, BY_MODEL)
+        day.now_s += 2 * 86_400
+        await day.minutes(2, {"new": 0}, BY_MODEL)
+        assert [found.line.payer for found in day.burn.runways()] == ["old"]
+        assert day.burn.left_out == 1
+
+    run(story())
+
+
+def test_a_policy_with_fewer_lines_keeps_the_notes_seen_last() -> None:
+    async def story() -> None:
+        day = Day(BY_MODEL)
+        await day.minutes(7, {"a": 1}, BY_MODEL)
+        day.budgets = (COMPANY,)
+        await day.minutes(7, {EVERYONE: 1})
+        assert len(await day.hours()) == 2
+        day.max_lines = 1
+        day.burn = day.sampler()
+        await day.burn.begin()
+        await day.minutes(1)
+        assert set(await day.hours()) == {'["company","(all)","requests"]'}
 
     run(story())
 

@@ -37,6 +37,8 @@ FLOATS = {
 DIVISIONS = {
     "__main__.py": "paths of files",
     "core/headroom.py": "how fast others spend: a forecast, whole steps before it meets an amount",
+    "core/history.py": "seconds as minutes",
+    "core/runway.py": "forecasts: rates and durations, of which no amount is made",
     "ledgers/patience.py": "seconds",
     "core/history.py": "seconds as minutes",
     "core/runway.py": "forecasts: rates and durations, of which no amount is made",
