@@ -89,8 +89,9 @@ def _checked(sheet: Sheet, prices: PricesOf | None, catalogue: Traversable | Non
     house = None
     if entry is not None:
         house = _Builder(sheet.root(), entry, Supplies(tariffs, prices, providers)).build()
-    if sheet.mistakes or tariffs.mistakes or house is None:
-        raise PolicyError([*sheet.mistakes, *tariffs.mistakes])
+    ours = [*tariffs.mistakes, *providers.mistakes]
+    if sheet.mistakes or ours or house is None:
+        raise PolicyError([*sheet.mistakes, *ours])
     for steps, message in warned(house):
         sheet.note(steps, message)
     return Checked(house, sorted(set(sheet.notes)))

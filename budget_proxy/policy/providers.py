@@ -7,7 +7,6 @@ are a part of the program: a mistake in one is a mistake of ours, and a test fin
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import cache
@@ -54,7 +53,7 @@ def packaged() -> Providers:
 
 
 class Providers:
-    """All the files of a folder. Raises PolicyError where one of them is wrong."""
+    """All the files of a folder; what is wrong with them is in `mistakes`."""
 
     def __init__(self, folder: Traversable) -> None:
         self.mistakes: list[Mistake] = []
@@ -63,10 +62,11 @@ class Providers:
             for item in folder.iterdir()
             if item.name.endswith(".yaml")
         )
-        entries = {name: self._entry(folder, name) for name in names}
-        self._known = {
-            name: self._provider(name, entries) for name in names if entries[name] is not None
+        self._entries = {
+            name: found for name in names if (found := self._entry(folder, name)) is not None
         }
+        self._rules: dict[str, tuple[Rule, ...]] = {}
+        self._known = {name: self._provider(name) for name in self._entries}
 
     def names(self) -> list[str]:
         """Every provider there is."""
@@ -116,37 +116,29 @@ class Providers:
             self.mistakes += sheet.mistakes
             return None
 
-    def _provider(
-        self, name: str, entries: Mapping[str, tuple[Sheet, ProviderEntry] | None]
-    ) -> Provider:
-        found = entries[name]
-        assert found is not None, "only those that could be read"
-        entry = found[1]
-        rules = self._rules(name, entries)
+    def _provider(self, name: str) -> Provider:
+        entry, rules = self._entries[name][1], self._rules_of(name)
         if entry.generic and name != GENERIC:
-            rules += self._rules(GENERIC, entries)
+            rules += self._rules_of(GENERIC)
         return Provider(name, tuple(entry.hosts or ()), Rules(name, rules), entry.balance)
 
-    def _rules(
-        self, name: str, entries: Mapping[str, tuple[Sheet, ProviderEntry] | None]
-    ) -> tuple[Rule, ...]:
-        found = entries.get(name)
-        if found is None:
+    def _rules_of(self, name: str) -> tuple[Rule, ...]:
+        if name not in self._entries:
             return ()
-        sheet, entry = found
-        if isinstance(entry.errors, str):
-            if entry.errors == name or entry.errors not in entries:
-                sheet.root().at("errors").wrong(f"there is no provider {quoted(entry.errors)}")
-                self.mistakes += sheet.mistakes
-                return ()
-            return self._rules(entry.errors, entries)
-        before = len(sheet.mistakes)
-        rules = tuple(
-            build_rule(sheet.root().at("errors", index), error)
-            for index, error in enumerate(entry.errors or ())
-        )
-        self.mistakes += sheet.mistakes[before:]
-        return rules
+        if name not in self._rules:
+            sheet, entry = self._entries[name]
+            self._rules[name] = ()  # what two files say of each other is nothing
+            self._rules[name] = self._built(sheet.root().at("errors"), entry)
+            self.mistakes += sheet.mistakes
+        return self._rules[name]
+
+    def _built(self, spot: Spot, entry: ProviderEntry) -> tuple[Rule, ...]:
+        errors = entry.errors or []
+        if isinstance(errors, str):
+            if errors not in self._entries:
+                spot.wrong(f"there is no provider {quoted(errors)}")
+            return self._rules_of(errors)
+        return tuple(build_rule(spot.at(index), error) for index, error in enumerate(errors))
 
 
 def build_rule(spot: Spot, entry: ErrorEntry) -> Rule:
