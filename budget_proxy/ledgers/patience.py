@@ -21,7 +21,9 @@ TIMES = 4
 HALF_LIFE_S = 30.0
 """After so long half of a slow commit is forgotten."""
 SLICE_S = 0.03
+"""In such pieces a call's time is counted."""
 LATE_S = 0.015
+"""One that ends so much late is not."""
 
 
 class Countdown:
