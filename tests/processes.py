@@ -136,7 +136,10 @@ class Process:
 
     async def is_ready(self) -> None:
         """Wait until it serves."""
-        await until(lambda: self.ready or not self.running, "it does not start")
+        try:
+            await until(lambda: self.ready or not self.running, "it does not start")
+        except AssertionError as late:
+            raise AssertionError(f"{late}; it says: {self.err!r}") from None
         assert self.ready, self.err
 
 

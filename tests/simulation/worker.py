@@ -104,7 +104,7 @@ class Worker(Admission):
         if self._binding is not binding:
             self._try_first(self._under_now(request, binding))
             return
-        decision = self._decide(answer.shortfalls, request, self._clock())
+        decision = self._decide(answer, request, self._clock())
         if isinstance(decision, Refusal):
             self.history.answered(request.hold.id, decision)
         else:
