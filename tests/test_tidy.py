@@ -40,8 +40,6 @@ DIVISIONS = {
     "core/history.py": "seconds as minutes",
     "core/runway.py": "forecasts: rates and durations, of which no amount is made",
     "ledgers/patience.py": "seconds",
-    "core/history.py": "seconds as minutes",
-    "core/runway.py": "forecasts: rates and durations, of which no amount is made",
     "metrics.py": "Prometheus wants whole units",
     "policy/providers.py": "paths of files",
     "policy/tariffs.py": "paths of files",
