@@ -31,6 +31,7 @@ from budget_proxy.core.events import (
     LedgerChanged,
     Overrun,
     PolicyReloaded,
+    TopUpMoved,
     UpstreamFailed,
     WaitEnded,
 )
@@ -206,6 +207,8 @@ def _described(event: Event) -> tuple[str, str, dict[str, Any]]:
             return "failed_open", "warning", fields | {"amount": exact(amount, unit)}
         case CeilingMoved():
             return _ceiling(event)
+        case TopUpMoved():
+            return _top_up(event)
         case UpstreamFailed(upstream, kind):
             return "upstream_failed", "warning", {"upstream": upstream, "kind": _short(kind)}
         case WaitEnded(budget, how, waited_s):
@@ -219,6 +222,19 @@ def _described(event: Event) -> tuple[str, str, dict[str, Any]]:
             return "policy_reloaded", "info" if ok else "error", {"ok": ok, "why": _short(why)}
         case _:
             raise TypeError(f"no line for {type(event).__name__}")
+
+
+def _top_up(moved: TopUpMoved) -> tuple[str, str, dict[str, Any]]:
+    fields = {
+        "upstream": moved.upstream,
+        "topup": moved.attempt,
+        "state": moved.state,
+        "amount": exact(moved.amount, moved.unit),
+        "unit": moved.unit,
+        "why": _short(moved.why),
+    }
+    bad = moved.needs_person or moved.state in ("failed", "unknown")
+    return "topup", "warning" if bad else "info", fields
 
 
 def _ceiling(moved: CeilingMoved) -> tuple[str, str, dict[str, Any]]:

@@ -60,6 +60,7 @@ from budget_proxy.core.events import (
     InvariantBroken,
     LedgerChanged,
     PolicyReloaded,
+    TopUpMoved,
     UpstreamFailed,
     WaitEnded,
 )
@@ -188,6 +189,14 @@ FAMILIES: tuple[Family, ...] = (
         "counter",
         ("why",),
         "Holds that nobody ended and that were settled in full: owner_dead (a crash) or deadline.",
+    ),
+    Family(
+        "budget_proxy_topups_total",
+        "counter",
+        ("upstream", "state"),
+        "Attempts to top up a balance, by each state they came into: asked, approved, running, sent"
+        " (the hook says yes), failed (nothing was bought), unknown, confirmed (a reading shows the"
+        " money), refused_by_person, decided (by a person).",
     ),
     Family(
         "budget_proxy_fail_open_total",
@@ -367,6 +376,7 @@ class Metrics:
             CeilingMoved: _nothing,  # what is in force is asked for at the scrape
             FailedOpen: self._failed_open,
             HoldPresumed: self._hold_presumed,
+            TopUpMoved: self._top_up_moved,
             UpstreamFailed: self._upstream_failed,
             WaitEnded: self._wait_ended,
             LedgerChanged: self._ledger_changed,
@@ -433,6 +443,7 @@ class Metrics:
         self._wait = self._histogram("budget_proxy_wait_seconds", _SECONDS_BUCKETS).of()
         self._waits = self._counter("budget_proxy_waits_total")
         self._presumed = self._counter("budget_proxy_presumed_holds_total")
+        self._topups = self._counter("budget_proxy_topups_total")
         self._fail_open = self._counter("budget_proxy_fail_open_total")
         self._fail_open_amount = self._counter("budget_proxy_fail_open_amount_total")
         self._reloads = self._counter("budget_proxy_policy_reloads_total")
@@ -494,6 +505,9 @@ class Metrics:
 
     def _hold_presumed(self, event: HoldPresumed) -> None:
         self._presumed.of(event.why).inc()
+
+    def _top_up_moved(self, event: TopUpMoved) -> None:
+        self._topups.of(event.upstream, event.state).inc()
 
     def _upstream_failed(self, event: UpstreamFailed) -> None:
         self._upstream_errors.of(event.upstream, event.kind).inc()

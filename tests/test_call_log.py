@@ -25,6 +25,7 @@ from budget_proxy.core.events import (
     LedgerChanged,
     Overrun,
     PolicyReloaded,
+    TopUpMoved,
     UpstreamFailed,
     WaitEnded,
 )
@@ -204,6 +205,32 @@ def test_levels_of_calls(outcome: str, level: str) -> None:
                 "unit": "input_tokens",
                 "ratio_permille": 1000,
                 "surplus": "0",
+            },
+        ),
+        (
+            TopUpMoved("acme", "k1", "unknown", 50 * 10**9, "USD", "the hook answered 500"),
+            {
+                "event": "topup",
+                "level": "warning",
+                "upstream": "acme",
+                "topup": "k1",
+                "state": "unknown",
+                "amount": "50",
+                "unit": "USD",
+                "why": "the hook answered 500",
+            },
+        ),
+        (
+            TopUpMoved("acme", "k1", "confirmed", 50 * 10**9, "USD", landed=True),
+            {
+                "event": "topup",
+                "level": "info",
+                "upstream": "acme",
+                "topup": "k1",
+                "state": "confirmed",
+                "amount": "50",
+                "unit": "USD",
+                "why": "",
             },
         ),
         (

@@ -176,6 +176,22 @@ class AlertTold:
     recovered: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TopUpMoved:
+    """An attempt to top up an account came into another state (`core.topup.State`)."""
+
+    upstream: str
+    attempt: str
+    state: str
+    amount: int
+    unit: str
+    why: str = ""
+    landed: bool = False
+    """The money is there: a reading shows it, or a person says so."""
+    needs_person: bool = False
+    """Nothing more happens until a person says something."""
+
+
 Event = (
     AlertTold
     | BalanceLooked
@@ -184,6 +200,7 @@ Event = (
     | CeilingMoved
     | FailedOpen
     | HoldPresumed
+    | TopUpMoved
     | UpstreamFailed
     | WaitEnded
     | LedgerChanged
