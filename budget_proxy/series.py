@@ -13,6 +13,7 @@ from budget_proxy.core.budget import Budget
 from budget_proxy.core.failure import KINDS
 from budget_proxy.core.house import House
 from budget_proxy.core.refusal import MONEY_REASONS, REASONS, Reason
+from budget_proxy.core.topup import NEXT
 
 Series = tuple[str, tuple[str, ...]]
 """A family and the values of its labels, in their order."""
@@ -35,6 +36,10 @@ def series_of(house: House) -> Iterator[Series]:
         for kind in KINDS:
             yield "budget_proxy_upstream_errors_total", (name, kind)
         yield "budget_proxy_estimate_ratio", (name,)
+    for name, upstream in house.upstreams.items():
+        if upstream.watch is not None and upstream.watch.topup is not None:
+            for state in NEXT:
+                yield "budget_proxy_topups_total", (name, state)
     for service in ("", *house.services):
         yield "budget_proxy_retries_after_final_total", (service,)
     yield from _of_nobody(house)

@@ -33,6 +33,7 @@ from budget_proxy.core.balance import Watch
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.refusal import REASONS
 from budget_proxy.core.tariff import Route
+from budget_proxy.core.topup import Plan
 from budget_proxy.metrics import FAMILIES
 from budget_proxy.policy import check, load
 from budget_proxy.policy.entry import Entry
@@ -53,6 +54,7 @@ DEFAULT = re.compile(r" *\b[Dd]efault:? ([^.]+?)\.(?= |$)")
 CORE = {
     "UpstreamEntry": house.Upstream,
     "BalanceEntry": Watch,
+    "TopUpEntry": Plan,
     "TimeoutsEntry": house.Timeouts,
     "ServiceEntry": house.Service,
     "BudgetEntry": Budget,

@@ -36,6 +36,7 @@ from budget_proxy.core.events import (
     LedgerChanged,
     Overrun,
     PolicyReloaded,
+    TopUpMoved,
     UpstreamFailed,
     WaitEnded,
 )
@@ -131,6 +132,7 @@ EVERY_EVENT: tuple[Event, ...] = (
     WaitEnded("rate", "admitted", 1.5),
     LedgerChanged(up=True),
     InvariantBroken("the test says so"),
+    TopUpMoved("acme", "k1", "running", 50 * NANOS, "USD"),
     PolicyReloaded(ok=True, at_s=float(NOW_S)),
     PolicyReloaded(ok=False, at_s=float(NOW_S + 5), why="a mistake"),
 )

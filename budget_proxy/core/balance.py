@@ -22,6 +22,7 @@ from urllib.parse import quote
 from budget_proxy.core.alert import Threshold
 from budget_proxy.core.jsonpath import Path, find, read_json, said
 from budget_proxy.core.money import MAX_AMOUNT, is_currency, scale_of
+from budget_proxy.core.topup import Plan
 
 CredentialPlace = Literal["none", "bearer", "basic", "header", "query"]
 OnStale = Literal["refuse", "trust_ledger"]
@@ -102,6 +103,8 @@ class Watch:
     alerts: tuple[Threshold, ...] = ()
     gone_before_s: float | None = None
     """Told when it will be used up sooner than that."""
+    topup: Plan | None = None
+    """How more is bought when it is short."""
 
 
 @dataclass(frozen=True, slots=True)

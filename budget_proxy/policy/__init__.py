@@ -11,6 +11,7 @@
     tariffs      tariffs, built; the catalogue
     balance_model, providers, balances
                  balances and refusals of providers: the language, the files of the package, built
+    topups       how more of a balance is bought
     credentials  credentials and their places
     network      addresses, URLs, hosts, mounts
     upstreams, services, budgets

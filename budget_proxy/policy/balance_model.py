@@ -14,6 +14,7 @@ from budget_proxy.core.verdict import Means
 from budget_proxy.policy.alerts import AlertForm
 from budget_proxy.policy.credentials import CredentialForm
 from budget_proxy.policy.entry import Entry
+from budget_proxy.policy.topups import TopUpEntry
 from budget_proxy.policy.values import (
     BY_SHAPE,
     LIST,
@@ -113,6 +114,9 @@ class BalanceEntry(FigureEntry):
     )
     gone_before: Seconds | None = Field(
         None, description="Alert when it will be used up sooner than that."
+    )
+    topup: TopUpEntry | None = Field(
+        None, description="Buy more when it is short. Default: nobody does."
     )
 
 

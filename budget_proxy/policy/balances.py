@@ -16,6 +16,7 @@ from budget_proxy.core.alert import Threshold
 from budget_proxy.core.balance import LEAST_EVERY_S, Credential, Shape, Watch
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.money import NANOS, is_currency
+from budget_proxy.core.topup import Plan
 from budget_proxy.policy.alerts import given_thresholds
 from budget_proxy.policy.balance_model import (
     BalanceEntry,
@@ -32,6 +33,7 @@ from budget_proxy.policy.providers import Provider, Providers, json_path
 from budget_proxy.policy.sheet import Spot
 from budget_proxy.policy.sources import one_of
 from budget_proxy.policy.standins import UNSET_HOST
+from budget_proxy.policy.topups import build_topup
 from budget_proxy.policy.values import read_unit_of_money, texts
 
 MANUAL = "manual"
@@ -81,11 +83,18 @@ def _manual(spot: Spot, entry: BalanceEntry, upstream: Upstream) -> Watch:
         lag_s=0.0,
         alerts=_alerts(spot, entry, upstream.currency),
         gone_before_s=entry.gone_before,
+        topup=_topup(spot, entry, upstream.name, upstream.currency),
     )
 
 
 def _alerts(spot: Spot, entry: BalanceEntry, unit: str) -> tuple[Threshold, ...]:
     return given_thresholds(spot.at("alert"), entry.alert, unit, limit=None, shares="none")
+
+
+def _topup(spot: Spot, entry: BalanceEntry, upstream: str, unit: str) -> Plan | None:
+    if entry.topup is None:
+        return None
+    return build_topup(spot.at("topup"), entry.topup, upstream, unit)
 
 
 class _Unit(NamedTuple):
@@ -133,6 +142,7 @@ class _Builder:
             least_every_s=least_s,
             alerts=_alerts(self._spot, self._entry, unit.unit),
             gone_before_s=self._entry.gone_before,
+            topup=_topup(self._spot, self._entry, self._upstream.name, unit.unit),
             **self._times(least_s),
         )
 

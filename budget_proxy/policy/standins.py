@@ -32,6 +32,11 @@ _PLACES: dict[tuple[str, ...], str] = {
     ("upstreams", ANY, "balance", "credential", "basic"): "unset:unset",
     ("upstreams", ANY, "balance", "credential", "value"): "unset",
     ("upstreams", ANY, "balance", "url"): UNSET_URL,
+    ("upstreams", ANY, "balance", "topup", "command", ANY): "unset",
+    ("upstreams", ANY, "balance", "topup", "env", ANY): "unset",
+    ("upstreams", ANY, "balance", "topup", "headers", ANY): "unset",
+    ("upstreams", ANY, "balance", "topup", "proxy"): UNSET_URL,
+    ("upstreams", ANY, "balance", "topup", "url"): UNSET_URL,
     ("upstreams", ANY, "proxy"): UNSET_URL,
     ("upstreams", ANY, "url"): UNSET_URL,
 }
