@@ -129,7 +129,7 @@ class Keeping:
             stops,
             now_s,
             leads=leads,
-            runways=self._burn.runways(),
+            runways_s=self._burn.seconds(),
         )
 
     def _told(self, alert: Alert) -> None:

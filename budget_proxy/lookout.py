@@ -5,14 +5,13 @@ Remembers since when each condition is as it is. Forbidden here: I/O, deciding w
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import inf
 
 from budget_proxy.accounts_view import AccountsView
 from budget_proxy.alerting import balance_gauge, gauges_of, names_of
-from budget_proxy.burn import LineRunway
 from budget_proxy.core.alert import Condition, ConditionKind, Facts, Subject, SubjectKind
-from budget_proxy.core.budget import Budget
+from budget_proxy.core.budget import EVERYONE, Budget
 from budget_proxy.core.house import House
 from budget_proxy.core.stops import Stop, StopKind
 from budget_proxy.watch import BalanceView
@@ -40,19 +39,14 @@ class Lookout:
         *,
         leads: bool = True,
         more: Iterable[Condition] = (),
-        runways: Sequence[LineRunway] = (),
+        runways_s: Mapping[tuple[str, str], float] | None = None,
     ) -> Facts:
         """One look. `leads`: whether this machine asks for balances, and so knows whether that
         fails; of what is not in the facts nothing is told. `more`: conditions that others know of.
-        """
+        `runways_s`: by budget and payer."""
         views = list(balances)
-        lasts_s = {
-            (one.line.budget, one.line.payer): lasts
-            for one in runways
-            if (lasts := _lasts_s(one)) is not None
-        }
-        gauges = list(gauges_of(accounts, house.budgets, lasts_s))
-        balances_s = balance_runways_s(house.budgets, runways)
+        gauges = list(gauges_of(accounts, house.budgets, runways_s))
+        balances_s = balance_runways_s(house.budgets, runways_s)
         for view in views:
             watch = house.upstreams[view.upstream].watch
             if watch is None or view.at_s is None:
@@ -104,19 +98,13 @@ class Lookout:
         return Condition(Subject(subject, name), kind, holds, since_s, why, item)
 
 
-def balance_runways_s(budgets: Iterable[Budget], runways: Iterable[LineRunway]) -> dict[str, float]:
+def balance_runways_s(
+    budgets: Iterable[Budget], runways_s: Mapping[tuple[str, str], float] | None
+) -> dict[str, float]:
     """How long each balance lasts, by upstream, as its budgets are spent: the shortest counts."""
-    follows = {budget.name: budget.balance for budget in budgets if budget.balance is not None}
     found: dict[str, float] = {}
-    for one in runways:
-        upstream, lasts_s = follows.get(one.line.budget), _lasts_s(one)
-        if upstream is not None and lasts_s is not None:
-            found[upstream] = min(found.get(upstream, inf), lasts_s)
+    for budget in budgets:
+        lasts_s = (runways_s or {}).get((budget.name, EVERYONE))
+        if budget.balance is not None and lasts_s is not None:
+            found[budget.balance] = min(found.get(budget.balance, inf), lasts_s)
     return found
-
-
-def _lasts_s(one: LineRunway) -> float | None:
-    """In seconds; infinite: not in sight; None: nothing is known."""
-    if one.runway.basis == "none":
-        return None
-    return inf if one.runway.seconds is None else one.runway.seconds

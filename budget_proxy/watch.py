@@ -10,6 +10,7 @@ Forbidden here: what a figure means (`core.balance`, `core.headroom`), calls of 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -179,6 +180,15 @@ class BalanceWatch:
             loop.create_task(self._keep(watched), name=f"balance of {name}")
             for name, watched in self._watched.items()
         ]
+        if self._shared and not self._watched:
+            # Histories and alerts have one keeper as well.
+            self._tasks = [loop.create_task(self._keep_lease(), name="lease")]
+
+    async def _keep_lease(self) -> None:
+        while True:
+            with contextlib.suppress(LedgerDownError):
+                self._leads = await self._take_lease()
+            await asyncio.sleep(RENEW_S)
 
     def stop(self) -> None:
         """Look no more."""
