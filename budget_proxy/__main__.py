@@ -81,6 +81,7 @@ def build_parser(*, sandbox: bool = True) -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_check(commands)
     _add_status(commands)
+    _add_topup(commands)
     _add_ledger(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of policy files")
     schema.set_defaults(command=_schema)
@@ -156,6 +157,43 @@ def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     )
     status.add_argument("--json", action="store_true", help="print the accounts as JSON")
     status.set_defaults(command=_status)
+
+
+def _add_topup(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    topup = commands.add_parser(
+        "topup",
+        help="look at attempts to top up a balance, and say what a person has to",
+        description="Attempts of a running proxy to top up a balance. BUDGET_PROXY_TOKEN has to be "
+        "the admin_token for everything but `list`.",
+    )
+    topup.set_defaults(command=_helped(topup))
+    inner = topup.add_subparsers(title="topup commands", metavar="COMMAND")
+    for verb, explained in (
+        ("list", "print the attempts, oldest first; ! waits for a person"),
+        ("approve", "let an attempt run that asked for it"),
+        ("refuse", "let it not"),
+        ("decide", "say whether the money of an attempt came, when no reading tells"),
+    ):
+        command = inner.add_parser(verb, help=explained)
+        command.add_argument(
+            "--admin",
+            metavar="URL",
+            default=_default_admin(os.environ.get("BUDGET_PROXY_ADMIN")),
+            help="a running proxy (default: the address in BUDGET_PROXY_ADMIN, or "
+            f"{DEFAULT_ADMIN})",
+        )
+        command.add_argument("--json", action="store_true", help="print the result as JSON")
+        command.set_defaults(command=_topups if verb == "list" else _say_to_topup, verb=verb)
+        if verb != "list":
+            command.add_argument("id", help="as `list` shows it")
+        if verb == "refuse":
+            command.add_argument("--reason", required=True, help="kept in the ledger")
+        if verb == "decide":
+            landed = command.add_mutually_exclusive_group(required=True)
+            landed.add_argument("--landed", action="store_true", help="the money is on the account")
+            landed.add_argument(
+                "--not-landed", action="store_true", help="it is not, and will not come"
+            )
 
 
 def _default_admin(address: str | None) -> str:
@@ -430,6 +468,38 @@ def _status(options: argparse.Namespace) -> int:
         print(json.dumps({"accounts": accounts}, indent=2))
     else:
         print(accounts_table(accounts, colours=_on_a_terminal()))
+    return OK
+
+
+def _topups(options: argparse.Namespace) -> int:
+    from budget_proxy import upkeep  # noqa: PLC0415
+    from budget_proxy.report import topups_table  # noqa: PLC0415
+
+    try:
+        topups = upkeep.topups_from(options.admin, os.environ.get("BUDGET_PROXY_TOKEN"))
+    except upkeep.CannotError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    print(json.dumps({"topups": topups}, indent=2) if options.json else topups_table(topups))
+    return OK
+
+
+def _say_to_topup(options: argparse.Namespace) -> int:
+    from budget_proxy import upkeep  # noqa: PLC0415
+    from budget_proxy.report import topups_table  # noqa: PLC0415
+
+    word: dict[str, object] = {"by": getpass.getuser()}
+    if options.verb == "refuse":
+        word["reason"] = options.reason
+    if options.verb == "decide":
+        word["landed"] = options.landed
+    token = os.environ.get("BUDGET_PROXY_TOKEN")
+    try:
+        topup = upkeep.answer_topup(options.admin, token, options.id, options.verb, word)
+    except upkeep.CannotError as error:
+        print(error, file=sys.stderr)
+        return error.code
+    print(json.dumps(topup, indent=2) if options.json else topups_table([topup]))
     return OK
 
 

@@ -34,6 +34,7 @@ from budget_proxy.accounts_view import AccountsView, AccountView, touched_by
 from budget_proxy.core.budget import EVERYONE, Budget, Condition
 from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.money import exact
+from budget_proxy.core.topup import NoSuchTopUpError, TopUpAnswer
 from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.policy.effective import shown_limit
 
@@ -52,6 +53,8 @@ GET  /livez          200 while the process turns
 GET  /readyz         200 while serving, 503 while starting or draining
 GET  /api/accounts   open accounts; ?budget= ?payer= ?service=
 GET  /api/policy     the policy in force, without credentials
+GET  /api/topups     attempts to top up a balance
+POST /api/topups/{id}/{verb}    approve | refuse {"reason"} | decide {"landed": true}
 POST /api/adjust     {"budget", "payer", "amount": "-1.50 USD", "reason"}
 POST /api/reload     read the policy file again
 """
@@ -78,6 +81,14 @@ class Control(Protocol):
     ) -> AccountView:
         """Add an amount to what an account has spent; ValueError says what cannot be done."""
 
+    async def topups(self) -> list[dict[str, Any]]:
+        """Every attempt to top up a balance, oldest first."""
+
+    async def answer_topup(
+        self, attempt_id: str, answer: TopUpAnswer, why: str, who: str
+    ) -> dict[str, Any]:
+        """What a person says to one. LookupError: there is none; ValueError: not in its state."""
+
     async def reload(self) -> list[str]:
         """Read the policy again; the mistakes that kept the old one in force, or none."""
 
@@ -92,6 +103,16 @@ class Adjustment(msgspec.Struct, forbid_unknown_fields=True):
     amount: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
     payer: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = EVERYONE
+
+
+class Word(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /api/topups/ID/... ."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=300)] = ""
+    landed: bool | None = None
+    """Of `decide`: whether the money came."""
+    by: Annotated[str, msgspec.Meta(max_length=100)] = ""
+    """Who says so, for the audit trail."""
 
 
 class _ProblemError(Exception):
@@ -125,6 +146,8 @@ def build_admin(
             web.get("/readyz", rooms.readyz),
             web.get("/api/accounts", rooms.reads(rooms.accounts)),
             web.get("/api/policy", rooms.reads(rooms.policy)),
+            web.get("/api/topups", rooms.reads(rooms.topups)),
+            web.post("/api/topups/{id}/{verb}", rooms.changes(rooms.answer_topup)),
             web.post("/api/adjust", rooms.changes(rooms.adjust)),
             web.post("/api/reload", rooms.changes(rooms.reload)),
         ]
@@ -241,11 +264,27 @@ class _Rooms:
         return _json(_policy(self._control.house))
 
     async def adjust(self, request: web.Request) -> web.Response:
-        asked = _decoded(await _body(request))
+        asked = _read(await _body(request), Adjustment, "an adjustment")
         who = f"admin API from {request.remote or 'unknown'}"
         adjusting = self._control.adjust(asked.budget, asked.payer, asked.amount, asked.reason, who)
         account = await _of_ledger(_acceptable(adjusting))
         return _json(account.as_json())
+
+    async def topups(self, _request: web.Request) -> web.Response:
+        return _json({"topups": await _of_ledger(self._control.topups())})
+
+    async def answer_topup(self, request: web.Request) -> web.Response:
+        body = await _body(request)
+        asked = _read(body or b"{}", Word, "a word on a top-up")
+        remote = f"admin API from {request.remote or 'unknown'}"
+        who = f"{asked.by}, {remote}" if asked.by else remote
+        answering = self._control.answer_topup(
+            request.match_info["id"],
+            _answer(request.match_info["verb"], asked),
+            asked.reason,
+            who,
+        )
+        return _json(await _of_ledger(_acceptable(answering)))
 
     async def reload(self, request: web.Request) -> web.Response:
         await _body(request)
@@ -352,11 +391,24 @@ async def _body(request: web.Request) -> bytes:
         raise _ProblemError(400, "The body cannot be read") from error
 
 
-def _decoded(body: bytes) -> Adjustment:
+def _read(body: bytes, kind: type[_T], what: str) -> _T:
     try:
-        return msgspec.json.decode(body, type=Adjustment)
+        return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
-        raise _ProblemError(400, f"The body is not an adjustment: {error}") from error
+        raise _ProblemError(400, f"The body is not {what}: {error}") from error
+
+
+def _answer(verb: str, asked: Word) -> TopUpAnswer:
+    """The answer to an attempt to top up that a request gives."""
+    if verb == "decide":
+        if asked.landed is None:
+            raise _ProblemError(400, 'Say whether the money came, as in {"landed": true}')
+        return "landed" if asked.landed else "not_landed"
+    if verb == "approve":
+        return "approve"
+    if verb == "refuse":
+        return "refuse"
+    raise _ProblemError(404, "A top-up can be approved, refused and decided")
 
 
 async def _acceptable(answer: Awaitable[_T]) -> _T:
@@ -365,6 +417,8 @@ async def _acceptable(answer: Awaitable[_T]) -> _T:
         return await answer
     except ValueError as error:
         raise _ProblemError(400, str(error)) from error
+    except NoSuchTopUpError as error:
+        raise _ProblemError(404, str(error)) from error
 
 
 async def _of_ledger(answer: Awaitable[_T]) -> _T:

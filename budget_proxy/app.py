@@ -32,6 +32,7 @@ from budget_proxy.accounts_view import AccountsView, AccountView, open_accounts
 from budget_proxy.admin import admin_runner, build_admin
 from budget_proxy.admission import Admission
 from budget_proxy.call_log import CallLog, Stream
+from budget_proxy.core import topup
 from budget_proxy.core.binding import Binding
 from budget_proxy.core.book import Adjusted, Release
 from budget_proxy.core.events import Event, LedgerChanged, Observer, PolicyReloaded
@@ -536,6 +537,16 @@ class App:
         if self._answers:
             self._admission.changed()
         return adjusted_account(outcome, self.house)
+
+    async def topups(self) -> list[dict[str, Any]]:
+        """Every attempt to top up a balance. Raises LedgerDownError."""
+        return [topup.shown(*found) for found in await self.keeping.topups()]
+
+    async def answer_topup(
+        self, attempt_id: str, answer: topup.TopUpAnswer, why: str, who: str
+    ) -> dict[str, Any]:
+        """What a person says to one. Raises LookupError, ValueError, LedgerDownError."""
+        return topup.shown(*await self.keeping.answer_topup(attempt_id, answer, who=who, why=why))
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """A scrape. Blocks: never on the loop."""

@@ -17,18 +17,24 @@ from budget_proxy import burn
 from budget_proxy.accounts_view import open_accounts
 from budget_proxy.alerting import Alerting
 from budget_proxy.burn import Burn, LineRunway
+from budget_proxy.control_client import fetch
 from budget_proxy.core.alert import Alert, Facts
-from budget_proxy.core.events import AlertTold, Event
+from budget_proxy.core.events import AlertTold, Event, TopUpMoved
 from budget_proxy.core.headroom import Seen
 from budget_proxy.core.house import House
 from budget_proxy.core.stops import Scope, Stop
+from budget_proxy.core.topup import Attempt, Plan, TopUpAnswer, standing_of
 from budget_proxy.ledgers import Clock, Ledger, LedgerDownError, is_shared
 from budget_proxy.ledgers.group import GroupCommit
-from budget_proxy.lookout import Lookout
+from budget_proxy.lookout import Lookout, balance_runways_s
 from budget_proxy.stop_keeper import Distribute, StopKeeper
+from budget_proxy.topups import TopUps
 from budget_proxy.watch import BalanceView, BalanceWatch
 
 logger = logging.getLogger(__name__)
+TOPUP_LOOK_S = 5.0
+HOOK_GRACE_S = 5.0
+"""How long a hook that runs may go on when the proxy ends; then its end is unknown."""
 
 
 class Keeping:
@@ -62,6 +68,9 @@ class Keeping:
         )
         self.alerting = Alerting(ledger, lambda: self._house.webhooks, hear=self._told)
         self._emit = emit
+        self._topups = TopUps(
+            ledger, commit, fetch, clock=clock, new_id=new_id, emit=self._topup_moved
+        )
         self._watch = BalanceWatch(
             ledger,
             commit,
@@ -73,6 +82,7 @@ class Keeping:
             shared=is_shared(house.ledger),
             heard=self._heard,
             changed=changed,
+            coming=self._topups.on_its_way,
         )
         self._stops = StopKeeper(
             ledger,
@@ -91,14 +101,18 @@ class Keeping:
         """Begin: what stopped calls before stops them again, and limits follow their balances.
         Raises LedgerDownError."""
         await self._stops.look()
+        self._topups.put(_plans(self._house))
+        await self._topups.recover(sole=not is_shared(self._house.ledger))
         await self._watch.begin(self._house)
         self._spawn(self._stops.keep())
+        self._spawn(self._top_up())
         self._spawn(self.alerting.run(self._facts))
         self._spawn(burn.keep(self._burn))
 
     async def begin(self, house: House) -> None:
         """Another policy is in force. Raises LedgerDownError."""
         self._house = house
+        self._topups.put(_plans(house))
         await self._watch.begin(house)
 
     async def stop(self) -> None:
@@ -107,6 +121,7 @@ class Keeping:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._topups.close(HOOK_GRACE_S)
         await self._quietly(self._burn.close())
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -141,6 +156,7 @@ class Keeping:
         """A balance was read."""
         if seen.open and (seen.amount is None or seen.amount > 0):
             await self._stops.has_money(upstream, seen.at_s)
+        await self._look_at_topups(upstream)
 
     def opened(self, stop: Stop) -> None:
         """A call heard from its provider that the money is out."""
@@ -154,6 +170,58 @@ class Keeping:
     async def _quietly(self, work: Coroutine[Any, Any, None]) -> None:
         with contextlib.suppress(LedgerDownError):  # no call passes then, and the next one says so
             await work
+
+    # -- top-ups -----------------------------------------------------------------------------------
+
+    async def _top_up(self) -> None:
+        """Look at what is short between two readings too: own spending counts down meanwhile."""
+        while True:
+            for upstream in self._topups.planned:
+                await self._quietly(self._look_at_topups(upstream))
+                if self._topups.waits_for_a_reading(upstream):
+                    self._watch.look_soon(upstream)
+            await asyncio.sleep(TOPUP_LOOK_S)
+
+    async def _look_at_topups(self, upstream: str) -> None:
+        """Where this machine is the one that looks. Raises LedgerDownError."""
+        known = self._house.upstreams.get(upstream)
+        if known is None or known.watch is None or not self._watch.leads:
+            return
+        if upstream not in self._topups.planned:
+            return
+        views = self._watch.views(await self._ledger.accounts())
+        view = next((it for it in views if it.upstream == upstream), None)
+        if view is None:
+            return
+        usable = None if view.state in ("unknown", "stale") else view.usable
+        runway_s = balance_runways_s(self._house.budgets, self._burn.runways()).get(upstream)
+        seen, lag_s = self._watch.seen(upstream), known.watch.lag_s
+        await self._topups.look(standing_of(upstream, seen, lag_s, usable, runway_s))
+
+    def _topup_moved(self, event: Event) -> None:
+        self._emit(event)
+        if isinstance(event, TopUpMoved) and event.state in ("sent", "unknown"):
+            self._watch.look_soon(event.upstream)
+
+    async def topups(self) -> list[tuple[str, Attempt]]:
+        """Every attempt to top up, with its upstream. Raises LedgerDownError."""
+        return await self._topups.all()
+
+    async def answer_topup(
+        self, attempt_id: str, answer: TopUpAnswer, *, who: str, why: str = ""
+    ) -> tuple[str, Attempt]:
+        """What a person says to an attempt. Raises ValueError, LookupError, LedgerDownError."""
+        if answer == "approve":
+            return await self._topups.approve(attempt_id, who)
+        if answer == "refuse":
+            return await self._topups.refuse(attempt_id, who, why)
+        landed = answer == "landed"
+        upstream, attempt = await self._topups.decide(attempt_id, who, landed=landed)
+        known = self._house.upstreams.get(upstream)
+        if landed and known is not None and known.watch is not None and known.watch.manual:
+            why = f"top-up {attempt_id}"
+            await self._watch.put(upstream, attempt.amount, add=True, who=who, why=why)
+        return upstream, attempt
 
     # -- what people ask ---------------------------------------------------------------------------
 
@@ -193,6 +261,11 @@ class Keeping:
             await self._watch.put(upstream, amount, add=add, who=who, why=why)
         except KeyError:
             raise ValueError(f"upstream {upstream!r} has no balance in the policy") from None
+
+
+def _plans(house: House) -> list[Plan]:
+    watches = [it.watch for it in house.upstreams.values() if it.watch is not None]
+    return [watch.topup for watch in watches if watch.topup is not None]
 
 
 def _names(house: House, scope: Scope) -> set[str]:

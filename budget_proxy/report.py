@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,26 @@ def accounts_table(accounts: Sequence[Mapping[str, Any]], *, colours: bool) -> s
         return "\n".join(lines)
     coloured = [_coloured(line, a) for line, a in zip(lines[1:], accounts, strict=True)]
     return "\n".join([lines[0], *coloured])
+
+
+def topups_table(topups: Sequence[Mapping[str, Any]]) -> str:
+    """Attempts to top up, as `GET /api/topups` gives them; `!`: it waits for a person."""
+    if not topups:
+        return "no top-ups"
+    head = ("ID", "UPSTREAM", "AMOUNT", "STATE", "", "AT", "WHY")
+    rows = [
+        (
+            str(topup["id"]),
+            str(topup["upstream"]),
+            f"{topup['amount']} {topup['unit']}",
+            str(topup["state"]).replace("_", " "),
+            "!" if topup["needs_person"] else "",
+            time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(topup["at_s"])),
+            str(topup["why"] or topup["reason"]),
+        )
+        for topup in topups
+    ]
+    return table(head, rows)
 
 
 def _used(account: Mapping[str, Any]) -> tuple[Decimal, Decimal]:

@@ -36,7 +36,7 @@ from budget_proxy.core.hook import (
     request_of,
 )
 from budget_proxy.core.notes import Change, Note
-from budget_proxy.core.topup import Attempt, Decision, Plan, Standing
+from budget_proxy.core.topup import Attempt, Decision, NoSuchTopUpError, Plan, Standing
 from budget_proxy.ledgers import Clock, Ledger, LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.records import about_remark
@@ -80,10 +80,6 @@ class Attempts(msgspec.Struct):
     attempts: list[Attempt]
 
 
-class NoSuchTopUpError(LookupError):
-    """There is no attempt of that id."""
-
-
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Attempts).decode
 
@@ -125,6 +121,7 @@ class TopUps:
         self._turn = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
         """By the attempt's id."""
+        self._looking: set[asyncio.Task[Decision]] = set()
         self._unwritten: dict[str, tuple[str, Result]] = {}
         """How tries ended that the ledger could not be told of yet, by the attempt's id."""
         self._known: dict[str, Sequence[Attempt]] = {}
@@ -157,6 +154,13 @@ class TopUps:
         """After each reading of a balance, and each time a while has passed: confirm what the
         reading shows, and buy or ask where that is due. Never waits for a hook. Why nothing is
         done is in the answer, also where the ledger is down."""
+        looking = asyncio.create_task(self._looked(standing))
+        self._looking.add(looking)
+        looking.add_done_callback(self._looking.discard)
+        # Who asked may be ended at any time; between the note and the hook nobody may.
+        return await asyncio.shield(looking)
+
+    async def _looked(self, standing: Standing) -> Decision:
         self._standings[standing.upstream] = standing
         plan = self._plans.get(standing.upstream)
         if plan is None:
@@ -171,8 +175,17 @@ class TopUps:
 
     def on_its_way(self, upstream: str) -> int:
         """Steps that may have been bought and were not seen in the balance yet, as of the last
-        look: while there are any, a reading is worth having soon."""
+        look."""
         return topup.on_its_way(self._known.get(upstream, ()))
+
+    def waits_for_a_reading(self, upstream: str) -> bool:
+        """Whether money may be there that only a reading can show, as of the last look."""
+        return topup.wait_for_a_reading(self._known.get(upstream, ()))
+
+    @property
+    def planned(self) -> Sequence[str]:
+        """The upstreams that have a plan."""
+        return tuple(self._plans)
 
     async def settled(self) -> None:
         """Wait until no hook runs."""
@@ -182,6 +195,8 @@ class TopUps:
     async def close(self, grace_s: float = 0.0) -> None:
         """Let the hooks that run end, and stop those that do not: what they did is unknown, and is
         said at the next start."""
+        if self._looking:
+            await asyncio.wait(self._looking)
         tasks = list(self._running.values())
         if tasks and grace_s:
             await asyncio.wait(tasks, timeout=grace_s)

@@ -9,9 +9,10 @@ import secrets
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from http.client import HTTPException
 from typing import Any, Literal, TypeVar
+from urllib.parse import quote
 
 from budget_proxy.accounts_view import known_payers
 from budget_proxy.core.book import AccountState, Adjust, Adjusted, OpenHold
@@ -141,24 +142,53 @@ def _utc(instant_s: int) -> str:
 def accounts_from(admin: str, token: str | None) -> list[dict[str, Any]]:
     """The open accounts of a running proxy. Asked directly: no proxy of the environment stands
     between us and an admin port. Raises CannotError."""
+    hint = "; name another with --admin, or a ledger file with --ledger"
+    accounts: list[dict[str, Any]] = _asked(admin, token, "/api/accounts", "accounts", hint=hint)
+    return accounts
+
+
+def topups_from(admin: str, token: str | None) -> list[dict[str, Any]]:
+    """The attempts to top up that a running proxy knows of. Raises CannotError."""
+    topups: list[dict[str, Any]] = _asked(admin, token, "/api/topups", "topups")
+    return topups
+
+
+def answer_topup(
+    admin: str, token: str | None, topup_id: str, verb: str, word: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Say something to an attempt; the attempt after it. Raises CannotError."""
+    path = f"/api/topups/{quote(topup_id, safe='')}/{verb}"
+    topup: dict[str, Any] = _asked(admin, token, path, None, word)
+    return topup
+
+
+def _asked(
+    admin: str,
+    token: str | None,
+    path: str,
+    key: str | None,
+    body: Mapping[str, Any] | None = None,
+    *,
+    hint: str = "; name another with --admin",
+) -> Any:
+    """What a running proxy answers, under this key; with a body, to a POST. Raises CannotError."""
     if not admin.startswith(("http://", "https://")):
         raise CannotError(f"{admin!r} is not the URL of an admin port, as in http://HOST:9090", 2)
     try:
-        request = urllib.request.Request(admin.rstrip("/") + "/api/accounts")  # noqa: S310
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(admin.rstrip("/") + path, data)  # noqa: S310
         if token:
             request.add_header("authorization", f"Bearer {token}")
         with _direct.open(request, timeout=ANSWER_S) as answer:
-            accounts: list[dict[str, Any]] = json.load(answer)["accounts"]
+            document = json.load(answer)
+            return document if key is None else document[key]
     except urllib.error.HTTPError as error:
-        hint = " (set BUDGET_PROXY_TOKEN to the admin_token)" if error.code in (401, 403) else ""
-        raise CannotError(f"{admin} answered {error.code}{hint or _detail(error)}", 1) from error
+        said = _detail(error)
+        if error.code in (401, 403):
+            said = " (set BUDGET_PROXY_TOKEN to the admin_token)"
+        raise CannotError(f"{admin} answered {error.code}{said}", 1) from error
     except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
-        raise CannotError(
-            f"no budget-proxy answers at {admin} ({_why(error)}); name another with --admin, or a "
-            "ledger file with --ledger",
-            1,
-        ) from error
-    return accounts
+        raise CannotError(f"no budget-proxy answers at {admin} ({_why(error)}){hint}", 1) from error
 
 
 def _why(error: Exception) -> str:

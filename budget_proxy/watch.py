@@ -208,6 +208,11 @@ class BalanceWatch:
             return False
         return not watched.is_stale(self._clock()) and watched.seen is not None
 
+    def seen(self, upstream: str) -> Seen | None:
+        """The last good look at a balance."""
+        watched = self._watched.get(upstream)
+        return None if watched is None else watched.seen
+
     def look_soon(self, upstream: str) -> None:
         """Something has changed there: look before it is time."""
         if upstream in self._watched:

@@ -25,6 +25,7 @@ from budget_proxy.core.budget import Budget, Condition, PayerPart
 from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.money import NANOS, parse_amount
 from budget_proxy.core.tariff import Tariff
+from budget_proxy.core.topup import NoSuchTopUpError, NotNowError, TopUpAnswer
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.metrics import Metrics
@@ -33,7 +34,7 @@ TOKEN = "admin-token-canary"
 SECRET = "sk-credential-canary"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ADJUSTMENT = {"budget": "company", "payer": "(all)", "amount": "-1.50 USD", "reason": "refund"}
-READS = ("/api/accounts", "/api/policy")
+READS = ("/api/accounts", "/api/policy", "/api/topups")
 CHANGES = ("/api/adjust", "/api/reload")
 
 
@@ -94,6 +95,19 @@ class Proxy:
         amount, unit = parse_amount(amount_text)
         self.asked.append(("adjust", budget, payer, amount_text, reason, who))
         return AccountView(budget, payer, 0, None, unit, 5 * NANOS, amount, 0)
+
+    async def topups(self) -> list[dict[str, Any]]:
+        if self.failure is not None:
+            raise self.failure
+        return [{"id": "k1", "state": "asked"}]
+
+    async def answer_topup(
+        self, attempt_id: str, answer: TopUpAnswer, why: str, who: str
+    ) -> dict[str, Any]:
+        if self.failure is not None:
+            raise self.failure
+        self.asked.append(("topup", attempt_id, answer, why, who))
+        return {"id": attempt_id}
 
     async def reload(self) -> list[str]:
         self.asked.append(("reload",))
@@ -464,6 +478,44 @@ def test_a_body_that_never_comes_is_408(monkeypatch: pytest.MonkeyPatch) -> None
     with served(control) as client:
         assert b" 408 " in asyncio.run(ask(client.port))
     assert control.asked == []
+
+
+WORDS: dict[tuple[str, str], dict[str, Any]] = {
+    ("approve", "approve"): {},
+    ("refuse", "refuse"): {"reason": "no"},
+    ("decide", "landed"): {"landed": True},
+    ("decide", "not_landed"): {"landed": False},
+}
+
+
+@pytest.mark.parametrize(("verb", "answer"), WORDS)
+def test_a_word_on_a_top_up_says_who(verb: str, answer: str) -> None:
+    control = Proxy()
+    body = WORDS[verb, answer]
+    with served(control) as ask:
+        path = f"/api/topups/k1/{verb}"
+        assert_problem(ask("POST", path, body=body), 401)
+        assert control.asked == []
+        assert ask("POST", path, BEARER, body | {"by": "ada"}).json == {"id": "k1"}
+    why = body.get("reason", "")
+    assert control.asked == [("topup", "k1", answer, why, "ada, admin API from 127.0.0.1")]
+
+
+def test_what_cannot_be_said_to_a_top_up_is_a_problem() -> None:
+    control = Proxy()
+    with served(control) as ask:
+        assert ask("GET", "/api/topups").json == {"topups": [{"id": "k1", "state": "asked"}]}
+        assert_problem(ask("POST", "/api/topups/k1/decide", BEARER), 400)
+        assert_problem(ask("POST", "/api/topups/k1/decide", BEARER, {"landed": 1}), 400)
+        assert_problem(ask("POST", "/api/topups/k1/praise", BEARER), 404)
+        assert control.asked == []
+        for failure, status in (
+            (NotNowError("it is sent"), 400),
+            (NoSuchTopUpError("there is none"), 404),
+            (LedgerDownError("disk"), 503),
+        ):
+            control.failure = failure
+            assert_problem(ask("POST", "/api/topups/k1/approve", BEARER), status)
 
 
 def test_reload_says_what_is_wrong() -> None:

@@ -24,12 +24,12 @@ from budget_proxy.core.hook import CommandHook, HttpHook, Ok
 from budget_proxy.core.jsonpath import path_of
 from budget_proxy.core.money import NANOS
 from budget_proxy.core.notes import Change
-from budget_proxy.core.topup import Attempt, NotNowError, Plan, Standing
+from budget_proxy.core.topup import Attempt, NoSuchTopUpError, NotNowError, Plan, Standing
 from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.records import readable
-from budget_proxy.topups import NoSuchTopUpError, TopUps
+from budget_proxy.topups import TopUps
 
 NOW_S = 1_800_000_000.0
 PAID = Ok(path_of("status"), ("succeeded",))

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from budget_proxy.core.headroom import Seen, spent_then
 from budget_proxy.core.hook import Hook, Result
 from budget_proxy.core.money import exact, show
 from budget_proxy.core.window import Per, Span
@@ -34,6 +35,8 @@ State = Literal[
     "refused_by_person",
     "decided",
 ]
+TopUpAnswer = Literal["approve", "refuse", "landed", "not_landed"]
+"""What a person can say to an attempt."""
 NEXT: dict[State, frozenset[State]] = {
     "asked": frozenset({"approved", "refused_by_person"}),
     "approved": frozenset({"running", "refused_by_person"}),
@@ -65,6 +68,10 @@ KEPT_S = 40 * 86400.0
 KEPT = 1000
 KEPT_WORDS = 100
 """Of older ones the words are dropped."""
+
+
+class NoSuchTopUpError(LookupError):
+    """There is no attempt of that id."""
 
 
 class NotNowError(ValueError):
@@ -168,6 +175,18 @@ class Standing(NamedTuple):
     def high(self) -> int | None:
         """The same, at most."""
         return None if self.reading is None else self.reading + self.spent
+
+
+def standing_of(
+    upstream: str, seen: Seen | None, lag_s: float, usable: int | None, runway_s: float | None
+) -> Standing:
+    """What the last good look leaves to say. Of several budgets on one balance the one that spent
+    most counts: it sees the most of our calls."""
+    if seen is None:
+        return Standing(upstream, usable, runway_s)
+    then = max((spent_then(it, seen.at_s - lag_s) for it in seen.samples.values()), default=0)
+    spent = max((it[-1].spent for it in seen.samples.values() if it), default=0)
+    return Standing(upstream, usable, runway_s, seen.amount, seen.at_s, then, spent)
 
 
 class Decision(NamedTuple):
@@ -332,6 +351,11 @@ def _moved(attempt: Attempt, state: State, why: str) -> Attempt:
     )
 
 
+def wait_for_a_reading(attempts: Iterable[Attempt]) -> bool:
+    """Whether a reading is worth having soon."""
+    return any(it.state in ("sent", "unknown") and not it.needs_person for it in attempts)
+
+
 def has_landed(attempt: Attempt) -> bool:
     """Whether the money is there, as far as anybody knows."""
     return attempt.state == "confirmed" or bool(attempt.landed)
@@ -352,6 +376,25 @@ def kept(attempts: Sequence[Attempt], now_s: float) -> list[Attempt]:
     ]
     extra = len(found) - KEPT
     return [it for place, it in enumerate(found) if it.is_open or place >= extra]
+
+
+def shown(upstream: str, attempt: Attempt) -> dict[str, Any]:
+    """An attempt for people and their programs."""
+    return {
+        "id": attempt.id,
+        "upstream": upstream,
+        "state": attempt.state,
+        "amount": exact(attempt.amount, attempt.unit),
+        "unit": attempt.unit,
+        "reason": attempt.reason,
+        "why": attempt.why,
+        "at_s": attempt.at_s,
+        "ran_at_s": attempt.ran_at_s or None,
+        "tries": attempt.tries,
+        "decided_by": attempt.decided_by or None,
+        "landed": attempt.landed,
+        "needs_person": attempt.needs_person or attempt.state == "asked",
+    }
 
 
 def facts_of(upstream: str, attempt: Attempt) -> dict[str, str]:
