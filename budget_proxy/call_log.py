@@ -31,6 +31,7 @@ from budget_proxy.core.events import (
     LedgerChanged,
     Overrun,
     PolicyReloaded,
+    Stage,
     TopUpMoved,
     UpstreamFailed,
     WaitEnded,
@@ -173,7 +174,7 @@ class CallLog:
                 exact(call.cost, currency),
                 call.estimated,
                 call.quantities,
-                {stage: round(seconds, 6) for stage, seconds in call.stages.items()},
+                _in_microseconds(call.stages),
                 call.bytes_in,
                 call.bytes_out,
                 [_overrun(overrun) for overrun in call.overruns],
@@ -345,11 +346,20 @@ class _Stamp:
         self._text = ""
 
     def of(self, at_s: float) -> str:
-        second, ms = divmod(int(at_s * 1000), 1000)
+        second = int(at_s)
+        ms = int(at_s * 1000) - second * 1000
         if second != self._second:
             self._text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
             self._second = second
         return f"{self._text}.{ms:03d}Z"
+
+
+def _in_microseconds(stages: Mapping[Stage, float]) -> dict[str, float]:
+    """Seconds without what is smaller. `round` costs five times as much, five times a call."""
+    whole: dict[str, float] = {}
+    for stage, seconds in stages.items():
+        whole[stage] = (seconds * 1e6 + 0.5) // 1 / 1e6
+    return whole
 
 
 def _short(text: str, most: int = MAX_TEXT) -> str:

@@ -83,8 +83,9 @@ def without_ours(upstream: Upstream, headers: HeaderList) -> HeaderList:
 def _repeats(values: bytes, plain: tuple[bytes, ...]) -> bool:
     """Whether one of these is in there. A pattern would look at every byte, and mostly in vain."""
     for _ in range(MAX_DECODED):
-        if any(ours in values for ours in plain):
-            return True
+        for ours in plain:
+            if ours in values:
+                return True
         if b"%" not in values:
             return False
         values = unquote_to_bytes(values)

@@ -136,7 +136,9 @@ class IncomingCall:
         content: StreamReader,
         protocol: _Protocol,
         limits: Limits,
+        length: str,
     ) -> None:
+        """`length`: what Content-Length says."""
         self._message = message
         self._content = content
         self._protocol = protocol
@@ -150,8 +152,7 @@ class IncomingCall:
         self.version = (version.major, version.minor)
         self.headers: Headers = list(message.raw_headers)
         self.has_body = not isinstance(content, EmptyStreamReader)
-        declared = message.headers.get("Content-Length", "")
-        self.declared = int(declared) if declared.isdigit() else None
+        self.declared = int(length) if length.isdigit() else None
         self.gone = Departure()
         self._expects = "Expect" in message.headers
 
@@ -357,11 +358,12 @@ class _Protocol(RequestHandler):
         server = self._manager
         if not isinstance(server, _Server):
             return False  # it was lost meanwhile
-        if len(message.headers.get("Content-Length", "")) > MAX_LENGTH_DIGITS:
+        length = message.headers.get("Content-Length", "")
+        if len(length) > MAX_LENGTH_DIGITS:
             self._refuse(400)
             return False
         self._request_in_progress = True
-        call = self.call = IncomingCall(message, content, self, server.limits)
+        call = self.call = IncomingCall(message, content, self, server.limits, length)
         try:
             await server.tell(call)
         finally:

@@ -36,6 +36,7 @@ FLOATS = {
 }
 DIVISIONS = {
     "__main__.py": "paths of files",
+    "call_log.py": "seconds of microseconds",
     "core/headroom.py": "how fast others spend: a forecast, whole steps before it meets an amount",
     "core/history.py": "seconds as minutes",
     "core/runway.py": "forecasts: rates and durations, of which no amount is made",

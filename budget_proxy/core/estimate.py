@@ -98,7 +98,8 @@ def _estimate(
     if route.output is not None:
         limit, body = _output(route.output, upstream, model, document, body)
     size = max(len(body or b""), document.body_bytes)
-    size += sum((part.ceiling or 0) - data for part, data in parts)
+    for part, data in parts:
+        size += (part.ceiling or 0) - data
     measured = document
     if size != document.body_bytes:
         measured = replace(document, body_bytes=size)
@@ -122,7 +123,7 @@ def _estimate(
     for quantity_name, names in variants.items():
         for name in names:
             amounts[name] = max(amounts[name], quantities[quantity_name])
-    silent = any(rule.silent for rule in unbounded)
+    silent = bool(unbounded) and any(rule.silent for rule in unbounded)
     return Estimate(amounts, quantities, rates, model, streamed, drops, body, tier, bounded, silent)
 
 
@@ -131,7 +132,7 @@ def amounts_of(route: Route, quantities: Mapping[str, int], cost: int) -> dict[s
     amounts = dict(quantities)
     amounts["requests"] = quantities.get("requests", 1)
     if route.total_of:
-        amounts["tokens"] = sum([quantities.get(name, 0) for name in route.total_of])
+        amounts["tokens"] = _sum_of(route.total_of, quantities)
     amounts[route.currency] = cost
     return amounts
 
@@ -160,6 +161,8 @@ def _check_bounds(
     upstream: Upstream, unbounded: list[Unbounded], parts: list[tuple[Part, int]]
 ) -> bool:
     """Whether the request bounds its own cost. Raises RefusedError where no floor is given."""
+    if not unbounded and not parts:
+        return True
     reasons = [rule.why for rule in unbounded]
     reasons += [part.why for part, _ in parts if part.ceiling is None]
     if not reasons:
@@ -343,4 +346,11 @@ def cost_of(route: Route, quantities: Mapping[str, int], rates: Rates) -> int:
 
 def input_size(route: Route, quantities: Mapping[str, int]) -> int:
     """What the cliffs of a price are measured by: all input, cached or not."""
-    return sum([quantities.get(name, 0) for name in route.input_kinds])
+    return _sum_of(route.input_kinds, quantities)
+
+
+def _sum_of(names: tuple[str, ...], quantities: Mapping[str, int]) -> int:
+    total = 0
+    for name in names:
+        total += quantities.get(name, 0)
+    return total

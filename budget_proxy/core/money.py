@@ -99,4 +99,6 @@ def ceil_div(numerator: int, denominator: int) -> int:
 
 def saturated(amount: int) -> int:
     """Keep a sum inside 64 bits; a ledger that is this full refuses everything anyway."""
-    return max(-MAX_SUM, min(MAX_SUM, amount))
+    if -MAX_SUM <= amount <= MAX_SUM:
+        return amount
+    return MAX_SUM if amount > 0 else -MAX_SUM

@@ -251,9 +251,14 @@ class Combined:
 
     def read(self, document: Document) -> int | None:
         """The combined figure, never below zero."""
-        figures = [part.read(document) for part in self.parts]
-        known = [figure for figure in figures if figure is not None]
-        if not known or (self.how == "minus" and figures[0] is None):
+        known: list[int] = []
+        for part in self.parts:
+            figure = part.read(document)
+            if figure is not None:
+                known.append(figure)
+            elif self.how == "minus" and part is self.parts[0]:
+                return None
+        if not known:
             return None
         if self.how == "product":
             return prod(known)

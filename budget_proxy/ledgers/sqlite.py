@@ -853,12 +853,16 @@ def _save(db: sqlite3.Connection, page: Page) -> None:
         _SAVE_ACCOUNT,
         [account_row(page.accounts[key]) for key in sorted(page.touched)],
     )
-    db.executemany(
-        "INSERT INTO holds (id, owner, at_s, deadline_s, legs, about) VALUES (?, ?, ?, ?, ?, ?)",
-        [hold_row(hold) for hold in page.opened.values()],
-    )
-    db.executemany("DELETE FROM holds WHERE id = ?", [(hold_id,) for hold_id in page.closed])
-    _save_entries(db, page.written.values())
+    if page.opened:
+        db.executemany(
+            "INSERT INTO holds (id, owner, at_s, deadline_s, legs, about) "
+            "VALUES (?, ?, ?, ?, ?, ?)",
+            [hold_row(hold) for hold in page.opened.values()],
+        )
+    if page.closed:
+        db.executemany("DELETE FROM holds WHERE id = ?", [(hold_id,) for hold_id in page.closed])
+    if page.written:
+        _save_entries(db, page.written.values())
 
 
 def _save_entries(db: sqlite3.Connection, entries: Iterable[Entry]) -> None:

@@ -80,26 +80,40 @@ EACH = """
 """A budget with an account for each caller's caller, and none for calls without."""
 
 
-def workers(rounds: int, seconds: float) -> dict[str, object]:
-    """Calls a second with two workers against one, the load sharing both processors."""
-    ratios, one_rate, two_rate = [], [], []
+def family_cpu_s(pid: int) -> float:
+    """Processor seconds that a process and its children have used."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return cpu_s(pid) + sum(family_cpu_s(int(child)) for child in children)
 
-    async def measure(port: int) -> float:
-        request = chat_request(port, KEY, "/openai/v1/chat/completions")
-        await closed_loop(port, request, 64, 1.0)
-        return await closed_loop(port, request, 64, seconds)
+
+def workers(rounds: int, seconds: float) -> dict[str, object]:
+    """Calls a second with two workers against one, the load sharing both processors; and what a
+    call costs them of a processor, which is the same on a machine that has other work."""
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    costs_ms: dict[int, list[float]] = {1: [], 2: []}
+
+    async def measure(proxy: Fleet) -> tuple[float, float]:
+        request = chat_request(proxy.port, KEY, "/openai/v1/chat/completions")
+        await closed_loop(proxy.port, request, 64, 1.0)
+        began_s, before_s = time.perf_counter(), family_cpu_s(proxy.pid)
+        rate = await closed_loop(proxy.port, request, 64, seconds)
+        calls = rate * (time.perf_counter() - began_s)
+        return rate, (family_cpu_s(proxy.pid) - before_s) / calls * 1e3
 
     for _ in range(rounds):
-        with fleet(1) as one:
-            one_rate.append(asyncio.run(measure(one.port)))
-        with fleet(2) as two:
-            two_rate.append(asyncio.run(measure(two.port)))
-        ratios.append(two_rate[-1] / one_rate[-1])
+        for count in (1, 2):
+            with fleet(count) as proxy:
+                rate, cost_ms = asyncio.run(measure(proxy))
+            rates[count].append(rate)
+            costs_ms[count].append(cost_ms)
+    ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
     return {
         "two workers of one (aim >= 1.4)": round(statistics.median(ratios), 2),
         "each round": [round(ratio, 2) for ratio in ratios],
-        "calls/s with one": round(statistics.median(one_rate)),
-        "calls/s with two": round(statistics.median(two_rate)),
+        "calls/s with one": round(statistics.median(rates[1])),
+        "calls/s with two": round(statistics.median(rates[2])),
+        "CPU ms a call with one": round(statistics.median(costs_ms[1]), 3),
+        "CPU ms a call with two": round(statistics.median(costs_ms[2]), 3),
     }
 
 
