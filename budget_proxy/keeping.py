@@ -17,6 +17,7 @@ from budget_proxy import burn
 from budget_proxy.accounts_view import open_accounts
 from budget_proxy.alerting import Alerting
 from budget_proxy.burn import Burn, LineRunway
+from budget_proxy.by_hand import check_name
 from budget_proxy.core.alert import Alert, Facts
 from budget_proxy.core.events import AlertTold, Event
 from budget_proxy.core.headroom import Seen
@@ -175,9 +176,7 @@ class Keeping:
     ) -> Stop:
         """Stop an upstream, budget or service. Raises ValueError for a name that the policy does
         not have, LedgerDownError."""
-        known = _names(self._house, scope)
-        if name not in known:
-            raise ValueError(f"there is no {scope} {name!r} in the policy")
+        check_name(self._house, scope, name)
         return await self._stops.pause(scope, name, why=why, who=who, until_s=until_s)
 
     async def resume(self, scope: Scope, name: str, *, who: str) -> bool:
@@ -193,9 +192,3 @@ class Keeping:
             await self._watch.put(upstream, amount, add=add, who=who, why=why)
         except KeyError:
             raise ValueError(f"upstream {upstream!r} has no balance in the policy") from None
-
-
-def _names(house: House, scope: Scope) -> set[str]:
-    if scope == "upstream":
-        return set(house.upstreams)
-    return set(house.services) if scope == "service" else {budget.name for budget in house.budgets}
