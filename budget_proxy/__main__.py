@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from budget_proxy import __version__
+from budget_proxy import __version__, admin_commands
+from budget_proxy.admin_commands import add_admin
 
 if TYPE_CHECKING:
     from budget_proxy.core.house import House
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 # of computing can take a minute.
 
 OK, FAILED, WRONG = 0, 1, 2
-DEFAULT_ADMIN = "http://127.0.0.1:9090"
 _NEGATIVE = re.compile(r"-[0-9]")
 
 
@@ -81,6 +81,7 @@ def build_parser(*, sandbox: bool = True) -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_check(commands)
     _add_status(commands)
+    admin_commands.add(commands)
     _add_ledger(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of policy files")
     schema.set_defaults(command=_schema)
@@ -139,28 +140,18 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = commands.add_parser(
         "status",
-        help="print every open account: limit, spent, held, when it resets",
-        description="Print every open account: limit, spent, held, when it resets. In the bar, # "
-        "is spent, + is held, . is free.",
+        help="print every open account: limit, spent, held, when it resets; balances; stops",
+        description="Print every open account: limit, spent, held, when it resets, and how long it "
+        "lasts as money goes now; every prepaid balance; what is stopped. In the bar, # is spent, "
+        "+ is held, . is free. A ledger alone knows of accounts only.",
     )
     source = status.add_mutually_exclusive_group()
-    source.add_argument(
-        "--admin",
-        metavar="URL",
-        default=_default_admin(os.environ.get("BUDGET_PROXY_ADMIN")),
-        help="a running proxy (default: the address in BUDGET_PROXY_ADMIN, or "
-        f"{DEFAULT_ADMIN}); BUDGET_PROXY_TOKEN is sent where it wants a token",
-    )
+    add_admin(source)
     source.add_argument(
         "--ledger", metavar="LEDGER", help="a ledger file or URL, instead of a running proxy"
     )
-    status.add_argument("--json", action="store_true", help="print the accounts as JSON")
+    status.add_argument("--json", action="store_true", help="print the same as JSON")
     status.set_defaults(command=_status)
-
-
-def _default_admin(address: str | None) -> str:
-    """Where the shipped policies put the admin port: they read the same variable."""
-    return f"http://{address}" if address else DEFAULT_ADMIN
 
 
 def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -416,21 +407,32 @@ def _make_ready(how: Literal["init", "migrate"]) -> Callable[[argparse.Namespace
 
 def _status(options: argparse.Namespace) -> int:
     from budget_proxy import upkeep  # noqa: PLC0415
-    from budget_proxy.report import accounts_table  # noqa: PLC0415
+    from budget_proxy.report import status_report  # noqa: PLC0415
 
     try:
         if options.ledger is not None:
             accounts = asyncio.run(upkeep.accounts_of(_ledger_url(options.ledger)))
+            status: dict[str, list[dict[str, Any]]] = {"accounts": accounts}
         else:
-            accounts = upkeep.accounts_from(options.admin, os.environ.get("BUDGET_PROXY_TOKEN"))
+            status = _status_from(options.admin, os.environ.get("BUDGET_PROXY_TOKEN"))
     except upkeep.CannotError as error:
         print(error, file=sys.stderr)
         return error.code
     if options.json:
-        print(json.dumps({"accounts": accounts}, indent=2))
+        print(json.dumps(status, indent=2))
     else:
-        print(accounts_table(accounts, colours=_on_a_terminal()))
+        print(status_report(status, colours=_on_a_terminal()))
     return OK
+
+
+def _status_from(admin: str, token: str | None) -> dict[str, list[dict[str, Any]]]:
+    from budget_proxy import admin_client  # noqa: PLC0415
+
+    return {
+        "accounts": admin_client.accounts_from(admin, token),
+        "balances": admin_client.balances_from(admin, token),
+        "stops": admin_client.stops_from(admin, token),
+    }
 
 
 def _on_a_terminal() -> bool:

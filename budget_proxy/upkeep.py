@@ -1,4 +1,4 @@
-"""What the command line does with ledgers and running proxies, away from any server of its own."""
+"""What the command line does with ledgers, away from any server of its own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import contextlib
 import json
 import secrets
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from http.client import HTTPException
 from typing import Any, Literal, TypeVar
 
 from budget_proxy.accounts_view import known_payers
@@ -35,12 +32,9 @@ ANSWER_S = 10.0
 """How long a question about the accounts may take, to a proxy or a file."""
 EXPORT_S = 600.0
 """How long reading all that a ledger has may take."""
-MAX_PROBLEM = 4096
-"""Bytes of an error's body that are read."""
 FINDINGS = 1000
 """How many things that are wrong are named; the first ones tell."""
 T = TypeVar("T")
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class CannotError(Exception):
@@ -136,48 +130,6 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def _utc(instant_s: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(instant_s))
-
-
-def accounts_from(admin: str, token: str | None) -> list[dict[str, Any]]:
-    """The open accounts of a running proxy. Asked directly: no proxy of the environment stands
-    between us and an admin port. Raises CannotError."""
-    if not admin.startswith(("http://", "https://")):
-        raise CannotError(f"{admin!r} is not the URL of an admin port, as in http://HOST:9090", 2)
-    try:
-        request = urllib.request.Request(admin.rstrip("/") + "/api/accounts")  # noqa: S310
-        if token:
-            request.add_header("authorization", f"Bearer {token}")
-        with _direct.open(request, timeout=ANSWER_S) as answer:
-            accounts: list[dict[str, Any]] = json.load(answer)["accounts"]
-    except urllib.error.HTTPError as error:
-        hint = " (set BUDGET_PROXY_TOKEN to the admin_token)" if error.code in (401, 403) else ""
-        raise CannotError(f"{admin} answered {error.code}{hint or _detail(error)}", 1) from error
-    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
-        raise CannotError(
-            f"no budget-proxy answers at {admin} ({_why(error)}); name another with --admin, or a "
-            "ledger file with --ledger",
-            1,
-        ) from error
-    return accounts
-
-
-def _why(error: Exception) -> str:
-    """What went wrong, without the wrappings; it may quote what answered."""
-    cause = getattr(error, "reason", error)
-    return _line(getattr(cause, "strerror", None) or cause)
-
-
-def _detail(error: urllib.error.HTTPError) -> str:
-    """What a proxy says of its refusal; nothing where something else answered."""
-    try:
-        detail = json.loads(error.read(MAX_PROBLEM))["detail"]
-    except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError):
-        return ""
-    return f": {_line(detail)}"
-
-
-def _line(said: object) -> str:
-    return " ".join(str(said).split())
 
 
 def _check_payer(house: House, correction: Adjust, accounts: Sequence[AccountState]) -> None:
