@@ -19,9 +19,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from budget_proxy import __version__
+from budget_proxy import __version__, admin_commands
+from budget_proxy.admin_commands import add_admin
 
 if TYPE_CHECKING:
     from budget_proxy.core.house import House
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 # of computing can take a minute.
 
 OK, FAILED, WRONG = 0, 1, 2
-DEFAULT_ADMIN = "http://127.0.0.1:9090"
 _NEGATIVE = re.compile(r"-[0-9]")
 
 
@@ -81,7 +81,7 @@ def build_parser(*, sandbox: bool = True) -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_check(commands)
     _add_status(commands)
-    _add_topup(commands)
+    admin_commands.add(commands)
     _add_ledger(commands)
     schema = commands.add_parser("schema", help="print the JSON Schema of policy files")
     schema.set_defaults(command=_schema)
@@ -140,65 +140,18 @@ def _add_check(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     status = commands.add_parser(
         "status",
-        help="print every open account: limit, spent, held, when it resets",
-        description="Print every open account: limit, spent, held, when it resets. In the bar, # "
-        "is spent, + is held, . is free.",
+        help="print every open account: limit, spent, held, when it resets; balances; stops",
+        description="Print every open account: limit, spent, held, when it resets, and how long it "
+        "lasts as money goes now; every prepaid balance; what is stopped. In the bar, # is spent, "
+        "+ is held, . is free. A ledger alone knows of accounts only.",
     )
     source = status.add_mutually_exclusive_group()
-    source.add_argument(
-        "--admin",
-        metavar="URL",
-        default=_default_admin(os.environ.get("BUDGET_PROXY_ADMIN")),
-        help="a running proxy (default: the address in BUDGET_PROXY_ADMIN, or "
-        f"{DEFAULT_ADMIN}); BUDGET_PROXY_TOKEN is sent where it wants a token",
-    )
+    add_admin(source)
     source.add_argument(
         "--ledger", metavar="LEDGER", help="a ledger file or URL, instead of a running proxy"
     )
-    status.add_argument("--json", action="store_true", help="print the accounts as JSON")
+    status.add_argument("--json", action="store_true", help="print the same as JSON")
     status.set_defaults(command=_status)
-
-
-def _add_topup(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    topup = commands.add_parser(
-        "topup",
-        help="look at attempts to top up a balance, and say what a person has to",
-        description="Attempts of a running proxy to top up a balance. BUDGET_PROXY_TOKEN has to be "
-        "the admin_token for everything but `list`.",
-    )
-    topup.set_defaults(command=_helped(topup))
-    inner = topup.add_subparsers(title="topup commands", metavar="COMMAND")
-    for verb, explained in (
-        ("list", "print the attempts, oldest first; ! waits for a person"),
-        ("approve", "let an attempt run that asked for it"),
-        ("refuse", "let it not"),
-        ("decide", "say whether the money of an attempt came, when no reading tells"),
-    ):
-        command = inner.add_parser(verb, help=explained)
-        command.add_argument(
-            "--admin",
-            metavar="URL",
-            default=_default_admin(os.environ.get("BUDGET_PROXY_ADMIN")),
-            help="a running proxy (default: the address in BUDGET_PROXY_ADMIN, or "
-            f"{DEFAULT_ADMIN})",
-        )
-        command.add_argument("--json", action="store_true", help="print the result as JSON")
-        command.set_defaults(command=_topups if verb == "list" else _say_to_topup, verb=verb)
-        if verb != "list":
-            command.add_argument("id", help="as `list` shows it")
-        if verb == "refuse":
-            command.add_argument("--reason", required=True, help="kept in the ledger")
-        if verb == "decide":
-            landed = command.add_mutually_exclusive_group(required=True)
-            landed.add_argument("--landed", action="store_true", help="the money is on the account")
-            landed.add_argument(
-                "--not-landed", action="store_true", help="it is not, and will not come"
-            )
-
-
-def _default_admin(address: str | None) -> str:
-    """Where the shipped policies put the admin port: they read the same variable."""
-    return f"http://{address}" if address else DEFAULT_ADMIN
 
 
 def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -454,53 +407,32 @@ def _make_ready(how: Literal["init", "migrate"]) -> Callable[[argparse.Namespace
 
 def _status(options: argparse.Namespace) -> int:
     from budget_proxy import upkeep  # noqa: PLC0415
-    from budget_proxy.report import accounts_table  # noqa: PLC0415
+    from budget_proxy.report import status_report  # noqa: PLC0415
 
     try:
         if options.ledger is not None:
             accounts = asyncio.run(upkeep.accounts_of(_ledger_url(options.ledger)))
+            status: dict[str, list[dict[str, Any]]] = {"accounts": accounts}
         else:
-            accounts = upkeep.accounts_from(options.admin, os.environ.get("BUDGET_PROXY_TOKEN"))
+            status = _status_from(options.admin, os.environ.get("BUDGET_PROXY_TOKEN"))
     except upkeep.CannotError as error:
         print(error, file=sys.stderr)
         return error.code
     if options.json:
-        print(json.dumps({"accounts": accounts}, indent=2))
+        print(json.dumps(status, indent=2))
     else:
-        print(accounts_table(accounts, colours=_on_a_terminal()))
+        print(status_report(status, colours=_on_a_terminal()))
     return OK
 
 
-def _topups(options: argparse.Namespace) -> int:
-    from budget_proxy import upkeep  # noqa: PLC0415
-    from budget_proxy.report import topups_table  # noqa: PLC0415
+def _status_from(admin: str, token: str | None) -> dict[str, list[dict[str, Any]]]:
+    from budget_proxy import admin_client  # noqa: PLC0415
 
-    try:
-        topups = upkeep.topups_from(options.admin, os.environ.get("BUDGET_PROXY_TOKEN"))
-    except upkeep.CannotError as error:
-        print(error, file=sys.stderr)
-        return error.code
-    print(json.dumps({"topups": topups}, indent=2) if options.json else topups_table(topups))
-    return OK
-
-
-def _say_to_topup(options: argparse.Namespace) -> int:
-    from budget_proxy import upkeep  # noqa: PLC0415
-    from budget_proxy.report import topups_table  # noqa: PLC0415
-
-    word: dict[str, object] = {"by": getpass.getuser()}
-    if options.verb == "refuse":
-        word["reason"] = options.reason
-    if options.verb == "decide":
-        word["landed"] = options.landed
-    token = os.environ.get("BUDGET_PROXY_TOKEN")
-    try:
-        topup = upkeep.answer_topup(options.admin, token, options.id, options.verb, word)
-    except upkeep.CannotError as error:
-        print(error, file=sys.stderr)
-        return error.code
-    print(json.dumps(topup, indent=2) if options.json else topups_table([topup]))
-    return OK
+    return {
+        "accounts": admin_client.accounts_from(admin, token),
+        "balances": admin_client.balances_from(admin, token),
+        "stops": admin_client.stops_from(admin, token),
+    }
 
 
 def _on_a_terminal() -> bool:

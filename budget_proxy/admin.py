@@ -16,11 +16,13 @@ what is needed of it is the `Control` below.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
@@ -31,12 +33,25 @@ from aiohttp.typedefs import Handler, Middleware
 from aiohttp.web_protocol import RequestHandler
 
 from budget_proxy.accounts_view import AccountsView, AccountView, touched_by
+from budget_proxy.balances_view import accounts_json, balance_json, by_balance, stop_json
+from budget_proxy.burn import LineRunway
+from budget_proxy.by_hand import (
+    AskedBalance,
+    AskedPause,
+    AskedResume,
+    check_line,
+    check_name,
+    end_of,
+    entered,
+)
 from budget_proxy.core.budget import EVERYONE, Budget, Condition
 from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.money import exact
+from budget_proxy.core.stops import Scope, Stop
 from budget_proxy.core.topup import NoSuchTopUpError, TopUpAnswer
 from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.policy.effective import shown_limit
+from budget_proxy.watch import BalanceView
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +67,46 @@ GET  /metrics        for Prometheus
 GET  /livez          200 while the process turns
 GET  /readyz         200 while serving, 503 while starting or draining
 GET  /api/accounts   open accounts; ?budget= ?payer= ?service=
+GET  /api/balances   prepaid balances, and how long they last
+GET  /api/stops      what is paused, and which providers are out of money
 GET  /api/policy     the policy in force, without credentials
 GET  /api/topups     attempts to top up a balance
 POST /api/topups/{id}/{verb}    approve | refuse {"reason"} | decide {"landed": true}
 POST /api/adjust     {"budget", "payer", "amount": "-1.50 USD", "reason"}
+POST /api/pause      {"scope": "upstream | budget | service", "name", "reason", "for": "2h"}
+POST /api/resume     {"scope", "name"}
+POST /api/balances/{upstream}    {"balance": "100 USD", "reason"}, or {"add": "50 USD", "reason"}
 POST /api/reload     read the policy file again
 """
 
 _T = TypeVar("_T")
+
+
+class Keeper(Protocol):
+    """What it asks of the standing duties. Each of these may raise LedgerDownError."""
+
+    async def balances(self) -> list[BalanceView]:
+        """Every balance that the policy names."""
+
+    def runways(self) -> Sequence[LineRunway]:
+        """How long the money of each account lasts, as far as can be told."""
+
+    @property
+    def stops(self) -> Sequence[Stop]:
+        """Everything that is stopped now."""
+
+    async def pause(
+        self, scope: Scope, name: str, *, why: str, who: str, until_s: float | None
+    ) -> Stop:
+        """Stop something that the policy has."""
+
+    async def resume(self, scope: Scope, name: str, *, who: str) -> bool:
+        """End a stop; False: there was none."""
+
+    async def set_balance(
+        self, upstream: str, amount: int, *, add: bool, who: str, why: str
+    ) -> None:
+        """What a balance is, or what came on top."""
 
 
 class Control(Protocol):
@@ -72,6 +119,10 @@ class Control(Protocol):
     @property
     def house(self) -> House:
         """The policy in force."""
+
+    @property
+    def keeping(self) -> Keeper:
+        """The standing duties."""
 
     async def accounts(self) -> AccountsView:
         """Every open account."""
@@ -148,7 +199,12 @@ def build_admin(
             web.get("/api/policy", rooms.reads(rooms.policy)),
             web.get("/api/topups", rooms.reads(rooms.topups)),
             web.post("/api/topups/{id}/{verb}", rooms.changes(rooms.answer_topup)),
+            web.get("/api/balances", rooms.reads(rooms.balances)),
+            web.get("/api/stops", rooms.reads(rooms.stops)),
             web.post("/api/adjust", rooms.changes(rooms.adjust)),
+            web.post("/api/pause", rooms.changes(rooms.pause)),
+            web.post("/api/resume", rooms.changes(rooms.resume)),
+            web.post("/api/balances/{upstream}", rooms.changes(rooms.set_balance)),
             web.post("/api/reload", rooms.changes(rooms.reload)),
         ]
     )
@@ -257,15 +313,67 @@ class _Rooms:
         accounts = await _of_ledger(self._control.accounts())
         # In a thread: a budget per end user makes tens of thousands of them.
         return await asyncio.to_thread(
-            _accounts, accounts, self._control.house, dict(request.query)
+            _accounts,
+            accounts,
+            self._control.keeping.runways(),
+            self._control.house,
+            dict(request.query),
         )
+
+    async def balances(self, _request: web.Request) -> web.Response:
+        return _json({"balances": await self._balances()})
+
+    async def _balances(self) -> list[dict[str, Any]]:
+        keeping = self._control.keeping
+        views = await _of_ledger(keeping.balances())
+        lasts = by_balance(self._control.house.budgets, keeping.runways())
+        now_s = time.time()
+        return [balance_json(view, lasts.get(view.upstream), now_s) for view in views]
+
+    async def stops(self, _request: web.Request) -> web.Response:
+        return _json({"stops": [stop_json(stop) for stop in self._control.keeping.stops]})
+
+    async def pause(self, request: web.Request) -> web.Response:
+        asked = _read(await _body(request), AskedPause, "a pause")
+        with _refused():
+            check_name(self._control.house, asked.scope, asked.name)
+            check_line("reason", asked.reason)
+            until_s = end_of(asked, time.time())
+        pausing = self._control.keeping.pause(
+            asked.scope, asked.name, why=asked.reason, who=_who(request, asked.by), until_s=until_s
+        )
+        return _json(stop_json(await _of_ledger(_acceptable(pausing))))
+
+    async def resume(self, request: web.Request) -> web.Response:
+        asked = _read(await _body(request), AskedResume, "a resume")
+        keeping = self._control.keeping
+        there = any((stop.scope, stop.name) == (asked.scope, asked.name) for stop in keeping.stops)
+        if not there:  # what the policy no longer has can be stopped still
+            with _refused():
+                check_name(self._control.house, asked.scope, asked.name)
+        resuming = keeping.resume(asked.scope, asked.name, who=_who(request, asked.by))
+        return _json({"resumed": await _of_ledger(resuming)})
+
+    async def set_balance(self, request: web.Request) -> web.Response:
+        upstream = request.match_info["upstream"]
+        asked = _read(await _body(request), AskedBalance, "a balance")
+        with _refused():
+            check_line("reason", asked.reason)
+            amount, add = entered(self._control.house, upstream, asked)
+        who = _who(request, asked.by)
+        setting = self._control.keeping.set_balance(
+            upstream, amount, add=add, who=who, why=asked.reason
+        )
+        await _of_ledger(_acceptable(setting))
+        found = [view for view in await self._balances() if view["upstream"] == upstream]
+        return _json(found[0] if found else {})
 
     async def policy(self, _request: web.Request) -> web.Response:
         return _json(_policy(self._control.house))
 
     async def adjust(self, request: web.Request) -> web.Response:
         asked = _read(await _body(request), Adjustment, "an adjustment")
-        who = f"admin API from {request.remote or 'unknown'}"
+        who = _who(request, "")
         adjusting = self._control.adjust(asked.budget, asked.payer, asked.amount, asked.reason, who)
         account = await _of_ledger(_acceptable(adjusting))
         return _json(account.as_json())
@@ -411,14 +519,27 @@ def _answer(verb: str, asked: Word) -> TopUpAnswer:
     raise _ProblemError(404, "A top-up can be approved, refused and decided")
 
 
-async def _acceptable(answer: Awaitable[_T]) -> _T:
-    """The answer to what a caller asked for; a ValueError says why it cannot be."""
+def _who(request: web.Request, by: str) -> str:
+    """Who asks for a change, for the audit trail: what they say of themselves is no proof."""
+    remote = f"admin API from {request.remote or 'unknown'}"
+    return f"{by}, {remote}" if by and by.isprintable() else remote
+
+
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """A ValueError says why what was asked for cannot be."""
     try:
-        return await answer
-    except ValueError as error:
-        raise _ProblemError(400, str(error)) from error
+        yield
     except NoSuchTopUpError as error:
         raise _ProblemError(404, str(error)) from error
+    except ValueError as error:
+        raise _ProblemError(400, str(error)) from error
+
+
+async def _acceptable(answer: Awaitable[_T]) -> _T:
+    """The answer to what a caller asked for."""
+    with _refused():
+        return await answer
 
 
 async def _of_ledger(answer: Awaitable[_T]) -> _T:
@@ -449,9 +570,15 @@ def _filtered(
     ]
 
 
-def _accounts(accounts: AccountsView, house: House, query: Mapping[str, str]) -> web.Response:
+def _accounts(
+    accounts: AccountsView,
+    runways: Sequence[LineRunway],
+    house: House,
+    query: Mapping[str, str],
+) -> web.Response:
     kept = _filtered(accounts, house, query)
-    return _json({"accounts": [account.as_json() for account in kept]})
+    shown = accounts_json((account.as_json() for account in kept), runways)
+    return _json({"accounts": shown})
 
 
 def _policy(house: House) -> dict[str, Any]:

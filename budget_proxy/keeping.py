@@ -17,6 +17,7 @@ from budget_proxy import burn
 from budget_proxy.accounts_view import open_accounts
 from budget_proxy.alerting import Alerting
 from budget_proxy.burn import Burn, LineRunway
+from budget_proxy.by_hand import check_name
 from budget_proxy.control_client import fetch
 from budget_proxy.core.alert import Alert, Facts
 from budget_proxy.core.events import AlertTold, Event, TopUpMoved
@@ -194,7 +195,7 @@ class Keeping:
         if view is None:
             return
         usable = None if view.state in ("unknown", "stale") else view.usable
-        runway_s = balance_runways_s(self._house.budgets, self._burn.runways()).get(upstream)
+        runway_s = balance_runways_s(self._house.budgets, self._burn.seconds()).get(upstream)
         seen, lag_s = self._watch.seen(upstream), known.watch.lag_s
         await self._topups.look(standing_of(upstream, seen, lag_s, usable, runway_s))
 
@@ -243,9 +244,7 @@ class Keeping:
     ) -> Stop:
         """Stop an upstream, budget or service. Raises ValueError for a name that the policy does
         not have, LedgerDownError."""
-        known = _names(self._house, scope)
-        if name not in known:
-            raise ValueError(f"there is no {scope} {name!r} in the policy")
+        check_name(self._house, scope, name)
         return await self._stops.pause(scope, name, why=why, who=who, until_s=until_s)
 
     async def resume(self, scope: Scope, name: str, *, who: str) -> bool:
@@ -266,9 +265,3 @@ class Keeping:
 def _plans(house: House) -> list[Plan]:
     watches = [it.watch for it in house.upstreams.values() if it.watch is not None]
     return [watch.topup for watch in watches if watch.topup is not None]
-
-
-def _names(house: House, scope: Scope) -> set[str]:
-    if scope == "upstream":
-        return set(house.upstreams)
-    return set(house.services) if scope == "service" else {budget.name for budget in house.budgets}

@@ -24,11 +24,96 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
+def status_report(status: Mapping[str, Sequence[Mapping[str, Any]]], *, colours: bool) -> str:
+    """Accounts, and balances and stops where there are any."""
+    parts = [accounts_table(status["accounts"], colours=colours)]
+    if status.get("balances"):
+        parts.append(balances_table(status["balances"]))
+    if status.get("stops"):
+        parts.append(stops_table(status["stops"]))
+    return "\n\n".join(parts)
+
+
+def balances_table(balances: Sequence[Mapping[str, Any]]) -> str:
+    """Prepaid balances, as `GET /api/balances` gives them; why one cannot be read stands below."""
+    if not balances:
+        return "no balances"
+    head = ("UPSTREAM", "STATE", "BALANCE", "USABLE", "HELD", "DRIFT/DAY", "AGE", "LASTS")
+    rows = [
+        (
+            str(balance["upstream"]),
+            str(balance["state"]) + (" (by hand)" if balance["manual"] else ""),
+            _amount(balance, "balance"),
+            _amount(balance, "usable"),
+            _amount(balance, "held"),
+            _amount(balance, "drift_per_day"),
+            _span(balance["age_s"]),
+            lasts(balance),
+        )
+        for balance in balances
+    ]
+    why = [
+        f"{balance['upstream']}: the last look failed: it {balance['why']}"
+        for balance in balances
+        if balance["why"]
+    ]
+    return "\n".join([table(head, rows), *why])
+
+
+def _amount(balance: Mapping[str, Any], name: str) -> str:
+    if balance[name] is None:
+        return "-" if balance["last_read"] is None else "no limit"
+    return f"{balance[name]} {balance['unit']}"
+
+
+def stops_table(stops: Sequence[Mapping[str, Any]]) -> str:
+    """What is stopped, as `GET /api/stops` gives it."""
+    if not stops:
+        return "nothing is stopped"
+    head = ("STOPPED", "NAME", "KIND", "SINCE", "UNTIL", "WHY")
+    rows = [
+        (
+            str(stop["scope"]),
+            str(stop["name"]),
+            str(stop["kind"]).replace("_", " "),
+            str(stop["since"]),
+            str(stop["until"] or "-"),
+            str(stop["why"]),
+        )
+        for stop in stops
+    ]
+    return table(head, rows)
+
+
+def lasts(row: Mapping[str, Any]) -> str:
+    """How long money lasts: `3d 4h`; `enough`: the end is not in sight; `-`: nobody knows."""
+    if row.get("runway") == "not_in_sight":
+        return "enough"
+    return _span(row.get("runway_s"))
+
+
+def _span(seconds: float | None) -> str:
+    """A duration in its two largest units."""
+    if seconds is None:
+        return "-"
+    left = int(seconds)
+    words: list[str] = []
+    for name, size in (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1)):
+        count, left = divmod(left, size)
+        if count or words:
+            words.append(f"{count}{name}")
+        if len(words) == 2:
+            break
+    return " ".join(words) or "0s"
+
+
 def accounts_table(accounts: Sequence[Mapping[str, Any]], *, colours: bool) -> str:
-    """Open accounts, as `GET /api/accounts` gives them, each with a bar of spent and held."""
+    """Open accounts, as `GET /api/accounts` gives them, each with a bar of spent and held, and how
+    long they last where that is known of any."""
     if not accounts:
         return "no open accounts"
-    head = ("BUDGET", "PAYER", "SPENT", "HELD", "LIMIT", "UNIT", "", "RESETS")
+    told = any(account.get("runway", "unknown") != "unknown" for account in accounts)
+    head = ("BUDGET", "PAYER", "SPENT", "HELD", "LIMIT", "UNIT", "", "RESETS", "LASTS")
     rows = [
         (
             str(account["budget"]) + (" (retired)" if account.get("retired") else ""),
@@ -39,10 +124,11 @@ def accounts_table(accounts: Sequence[Mapping[str, Any]], *, colours: bool) -> s
             str(account["unit"]),
             bar(account),
             str(account["window_end"] or "never"),
+            *((lasts(account),) if told else ()),
         )
         for account in accounts
     ]
-    lines = table(head, rows).splitlines()
+    lines = table(head if told else head[:-1], rows).splitlines()
     if not colours:
         return "\n".join(lines)
     coloured = [_coloured(line, a) for line, a in zip(lines[1:], accounts, strict=True)]

@@ -1,4 +1,4 @@
-"""What the command line does with ledgers and running proxies, away from any server of its own."""
+"""What the command line does with ledgers, away from any server of its own."""
 
 from __future__ import annotations
 
@@ -7,12 +7,8 @@ import contextlib
 import json
 import secrets
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from http.client import HTTPException
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
-from urllib.parse import quote
 
 from budget_proxy.accounts_view import known_payers
 from budget_proxy.core.book import AccountState, Adjust, Adjusted, OpenHold
@@ -36,12 +32,9 @@ ANSWER_S = 10.0
 """How long a question about the accounts may take, to a proxy or a file."""
 EXPORT_S = 600.0
 """How long reading all that a ledger has may take."""
-MAX_PROBLEM = 4096
-"""Bytes of an error's body that are read."""
 FINDINGS = 1000
 """How many things that are wrong are named; the first ones tell."""
 T = TypeVar("T")
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class CannotError(Exception):
@@ -137,77 +130,6 @@ def _plain(row: dict[str, Any]) -> dict[str, Any]:
 
 def _utc(instant_s: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(instant_s))
-
-
-def accounts_from(admin: str, token: str | None) -> list[dict[str, Any]]:
-    """The open accounts of a running proxy. Asked directly: no proxy of the environment stands
-    between us and an admin port. Raises CannotError."""
-    hint = "; name another with --admin, or a ledger file with --ledger"
-    accounts: list[dict[str, Any]] = _asked(admin, token, "/api/accounts", "accounts", hint=hint)
-    return accounts
-
-
-def topups_from(admin: str, token: str | None) -> list[dict[str, Any]]:
-    """The attempts to top up that a running proxy knows of. Raises CannotError."""
-    topups: list[dict[str, Any]] = _asked(admin, token, "/api/topups", "topups")
-    return topups
-
-
-def answer_topup(
-    admin: str, token: str | None, topup_id: str, verb: str, word: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Say something to an attempt; the attempt after it. Raises CannotError."""
-    path = f"/api/topups/{quote(topup_id, safe='')}/{verb}"
-    topup: dict[str, Any] = _asked(admin, token, path, None, word)
-    return topup
-
-
-def _asked(
-    admin: str,
-    token: str | None,
-    path: str,
-    key: str | None,
-    body: Mapping[str, Any] | None = None,
-    *,
-    hint: str = "; name another with --admin",
-) -> Any:
-    """What a running proxy answers, under this key; with a body, to a POST. Raises CannotError."""
-    if not admin.startswith(("http://", "https://")):
-        raise CannotError(f"{admin!r} is not the URL of an admin port, as in http://HOST:9090", 2)
-    try:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(admin.rstrip("/") + path, data)  # noqa: S310
-        if token:
-            request.add_header("authorization", f"Bearer {token}")
-        with _direct.open(request, timeout=ANSWER_S) as answer:
-            document = json.load(answer)
-            return document if key is None else document[key]
-    except urllib.error.HTTPError as error:
-        said = _detail(error)
-        if error.code in (401, 403):
-            said = " (set BUDGET_PROXY_TOKEN to the admin_token)"
-        raise CannotError(f"{admin} answered {error.code}{said}", 1) from error
-    except (OSError, HTTPException, ValueError, LookupError, TypeError) as error:
-        raise CannotError(f"no budget-proxy answers at {admin} ({_why(error)}){hint}", 1) from error
-
-
-def _why(error: Exception) -> str:
-    """What went wrong, without the wrappings; it may quote what answered."""
-    cause = getattr(error, "reason", error)
-    return _line(getattr(cause, "strerror", None) or cause)
-
-
-def _detail(error: urllib.error.HTTPError) -> str:
-    """What a proxy says of its refusal; nothing where something else answered."""
-    try:
-        detail = json.loads(error.read(MAX_PROBLEM))["detail"]
-    except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError):
-        return ""
-    return f": {_line(detail)}"
-
-
-def _line(said: object) -> str:
-    return " ".join(str(said).split())
 
 
 def _check_payer(house: House, correction: Adjust, accounts: Sequence[AccountState]) -> None:

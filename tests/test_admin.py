@@ -8,11 +8,13 @@ import hashlib
 import http.client
 import json
 import logging
+import re
 import socket
 import threading
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -21,20 +23,25 @@ from aiohttp import web
 from budget_proxy import admin
 from budget_proxy.accounts_view import AccountsView, AccountView, open_accounts
 from budget_proxy.admin import MAX_BODY, State, admin_runner, build_admin
+from budget_proxy.burn import Line, LineRunway
+from budget_proxy.core.balance import Watch
 from budget_proxy.core.budget import Budget, Condition, PayerPart
 from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.money import NANOS, parse_amount
+from budget_proxy.core.runway import Runway
+from budget_proxy.core.stops import Scope, Stop
 from budget_proxy.core.tariff import Tariff
 from budget_proxy.core.topup import NoSuchTopUpError, NotNowError, TopUpAnswer
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.metrics import Metrics
+from budget_proxy.watch import BalanceView
 
 TOKEN = "admin-token-canary"
 SECRET = "sk-credential-canary"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
 ADJUSTMENT = {"budget": "company", "payer": "(all)", "amount": "-1.50 USD", "reason": "refund"}
-READS = ("/api/accounts", "/api/policy", "/api/topups")
+READS = ("/api/accounts", "/api/policy", "/api/balances", "/api/stops", "/api/topups")
 CHANGES = ("/api/adjust", "/api/reload")
 
 
@@ -46,6 +53,9 @@ def house(token: str | None = TOKEN) -> House:
         "/openai",
         credential=SECRET,
         proxy=f"http://u:{SECRET}@proxy:3128",
+    )
+    prepaid = Upstream(
+        "prepaid", "https://prepaid.example.com", Tariff("none", ()), "/prepaid", watch=Watch()
     )
     services = {
         "checkout": Service("checkout", (hashlib.sha256(SECRET.encode()).digest(),), {"team": "a"}),
@@ -62,11 +72,72 @@ def house(token: str | None = TOKEN) -> House:
         ("127.0.0.1", 8080),
         ("127.0.0.1", 9090),
         f"postgres://user:{SECRET}@db/x",
-        {"openai": upstream},
+        {"openai": upstream, "prepaid": prepaid},
         services,
         budgets,
         admin_token=digest,
     )
+
+
+VIEW = BalanceView(
+    upstream="prepaid",
+    unit="USD",
+    state="failing",
+    manual=False,
+    amount=100 * NANOS,
+    at_s=1_700_000_000.0,
+    usable=74_500_000_001,
+    held=500_000_000,
+    drift_per_s=11_574.0,
+    why="answered 502",
+)
+STOP = Stop("account_empty", "upstream", "prepaid", "no money", 1_700_000_000.0)
+LINE = Line("company", "(all)", "USD")
+
+
+def runway(line: Line, seconds: float | None, basis: Any = "recent") -> LineRunway:
+    low = None if seconds is None else seconds / 2
+    found = Runway(seconds, low, None, {}, basis, None, lasts=seconds is None)
+    return LineRunway(line, 5 * NANOS, 5 * NANOS, None, 0.0, found)
+
+
+@dataclass
+class Keeper:
+    """Plays the standing duties."""
+
+    failure: Exception | None = None
+    stops: Sequence[Stop] = (STOP,)
+    asked: list[tuple[Any, ...]] = field(default_factory=list)
+    known: list[LineRunway] = field(default_factory=list)
+
+    async def balances(self) -> list[BalanceView]:
+        if self.failure is not None:
+            raise self.failure
+        return [VIEW]
+
+    def runways(self) -> list[LineRunway]:
+        return self.known
+
+    async def pause(
+        self, scope: Scope, name: str, *, why: str, who: str, until_s: float | None
+    ) -> Stop:
+        if self.failure is not None:
+            raise self.failure
+        self.asked.append(("pause", scope, name, why, who, until_s))
+        return Stop("paused", scope, name, why, 1_700_000_000.0, until_s)
+
+    async def resume(self, scope: Scope, name: str, *, who: str) -> bool:
+        if self.failure is not None:
+            raise self.failure
+        self.asked.append(("resume", scope, name, who))
+        return name == "prepaid"
+
+    async def set_balance(
+        self, upstream: str, amount: int, *, add: bool, who: str, why: str
+    ) -> None:
+        if self.failure is not None:
+            raise self.failure
+        self.asked.append(("balance", upstream, amount, add, who, why))
 
 
 @dataclass
@@ -79,6 +150,11 @@ class Proxy:
     failure: Exception | None = None
     asked: list[tuple[str, ...]] = field(default_factory=list)
     render: Callable[[str], tuple[bytes, str]] = Metrics(tuple, version="1").render
+    keeper: Keeper = field(default_factory=Keeper)
+
+    @property
+    def keeping(self) -> Keeper:
+        return self.keeper
 
     async def accounts(self) -> AccountsView:
         if self.failure is not None:
@@ -369,6 +445,187 @@ def test_accounts_are_exact_and_filtered() -> None:
         assert team["window_end"] == "2023-11-15T00:00:00Z"
 
 
+def test_accounts_say_how_long_they_last_where_that_is_known() -> None:
+    team = Line("team", "a", "USD")
+    nobody_knows = runway(Line("batch", "(all)", "requests"), None, "none")
+    keeper = Keeper(known=[runway(LINE, 3600.4), runway(team, None), nobody_knows])
+    with served(Proxy(keeper=keeper)) as ask:
+        accounts = ask("GET", "/api/accounts").json["accounts"]
+    shown = {
+        (account["budget"], account["payer"]): (account["runway"], account["runway_s"])
+        for account in accounts
+    }
+    assert shown == {
+        ("company", "(all)"): ("ends", 3600),
+        ("team", "a"): ("not_in_sight", None),
+        ("team", "b"): ("unknown", None),
+        ("batch", "(all)"): ("unknown", None),
+    }
+
+
+# Balances and stops.
+
+
+def test_balances_are_exact() -> None:
+    company = Budget("company", 0, "USD", Span("total"), balance="prepaid")
+    control = Proxy(keeper=Keeper(known=[runway(LINE, 7200.0)]))
+    control.house = replace(control.house, budgets=(company,))
+    with served(control) as ask:
+        (balance,) = ask("GET", "/api/balances").json["balances"]
+    assert balance.pop("age_s") > 0
+    assert balance == {
+        "upstream": "prepaid",
+        "unit": "USD",
+        "state": "failing",
+        "manual": False,
+        "balance": "100",
+        "usable": "74.500000001",
+        "held": "0.5",
+        "drift_per_day": "0.9999936",
+        "last_read": "2023-11-14T22:13:20Z",
+        "why": "answered 502",
+        "runway": "ends",
+        "runway_s": 7200,
+        "runway_low_s": 3600,
+        "runway_high_s": None,
+    }
+
+
+def test_stops_say_what_and_why() -> None:
+    with served(Proxy()) as ask:
+        assert ask("GET", "/api/stops").json["stops"] == [
+            {
+                "scope": "upstream",
+                "name": "prepaid",
+                "kind": "account_empty",
+                "why": "no money",
+                "since": "2023-11-14T22:13:20Z",
+                "until": None,
+            }
+        ]
+
+
+def test_a_pause_ends_when_it_was_said_to() -> None:
+    control = Proxy()
+    pause = {"scope": "budget", "name": "team", "reason": "a bill too many", "by": "ada"}
+    with served(control) as ask:
+        before_s = time.time()
+        assert ask("POST", "/api/pause", BEARER, pause).json["until"] is None
+        assert ask("POST", "/api/pause", BEARER, {**pause, "for": "2h"}).status == 200
+        in_a_day = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(before_s + 86_400))
+        answer = ask("POST", "/api/pause", BEARER, {**pause, "until": in_a_day})
+        assert answer.json["until"] == in_a_day
+    for_ever, two_hours, a_day = (asked[-1] for asked in control.keeper.asked)
+    assert for_ever is None
+    assert 7200 <= two_hours - before_s <= 7200 + 60
+    assert a_day == int(before_s) + 86_400
+    who = {asked[4] for asked in control.keeper.asked}
+    assert who == {"ada, admin API from 127.0.0.1"}
+
+
+def test_resuming_says_whether_something_was_stopped() -> None:
+    control = Proxy()
+    with served(control) as ask:
+        for name, resumed in (("prepaid", True), ("openai", False)):
+            answer = ask("POST", "/api/resume", BEARER, {"scope": "upstream", "name": name})
+            assert (answer.status, answer.json) == (200, {"resumed": resumed})
+
+
+def test_what_the_policy_no_longer_has_can_still_be_resumed() -> None:
+    gone = Stop("paused", "budget", "old", "long ago", 0.0)
+    control = Proxy(keeper=Keeper(stops=(gone,)))
+    with served(control) as ask:
+        resume = {"scope": "budget", "name": "old"}
+        assert ask("POST", "/api/resume", BEARER, resume).status == 200
+        control.keeper.stops = ()
+        assert_problem(ask("POST", "/api/resume", BEARER, resume), 400)
+
+
+def test_a_balance_is_set_or_added_to_in_its_own_unit() -> None:
+    control = Proxy()
+    with served(control) as ask:
+        for word in ({"balance": "100 USD"}, {"add": "50USD"}, {"add": "-0.5 USD"}):
+            answer = ask("POST", "/api/balances/prepaid", BEARER, {**word, "reason": "paid"})
+            assert answer.json["balance"] == "100"
+    entered = [asked[2:4] for asked in control.keeper.asked]
+    assert entered == [(100 * NANOS, False), (50 * NANOS, True), (-NANOS // 2, True)]
+
+
+PAUSE = {"scope": "upstream", "name": "openai", "reason": "why"}
+WRONG: list[tuple[str, object, str]] = [
+    ("/api/pause", {**PAUSE, "name": "openay"}, "did you mean 'openai'?"),
+    ("/api/pause", {**PAUSE, "name": "x"}, "there is no upstream 'x'; the policy has openai, pre"),
+    ("/api/pause", {**PAUSE, "scope": "service"}, "there is no service 'openai'"),
+    ("/api/pause", {**PAUSE, "scope": "world"}, "Invalid enum value 'world'"),
+    ("/api/pause", {**PAUSE, "reason": ""}, "length >= 1"),
+    ("/api/pause", {**PAUSE, "reason": "a\nb"}, "is not a line of text"),
+    ("/api/pause", {**PAUSE, "reason": " "}, "is not a line of text"),
+    ("/api/pause", {**PAUSE, "for": "2"}, "has no unit"),
+    ("/api/pause", {**PAUSE, "for": "-2h"}, "is not a duration"),
+    ("/api/pause", {**PAUSE, "for": "0s"}, "longer than nothing"),
+    ("/api/pause", {**PAUSE, "for": "9999999d"}, "longer than a year"),
+    ("/api/pause", {**PAUSE, "for": "2h", "until": "2999-01-01"}, "not both"),
+    ("/api/pause", {**PAUSE, "until": "tomorrow"}, "is not a time"),
+    ("/api/pause", {**PAUSE, "until": "2001-01-01"}, "is over already"),
+    ("/api/pause", {**PAUSE, "until": "9999-12-31T23:59:59-12:00"}, "a clock|more than a year"),
+    ("/api/pause", {**PAUSE, "until": "0001-01-01T00:00:00+14:00"}, "a clock|over already"),
+    ("/api/pause", {"scope": "upstream", "name": "openai"}, "missing required field `reason`"),
+    ("/api/pause", {**PAUSE, "whom": "x"}, "unknown field `whom`"),
+    ("/api/pause", b"{", "is not a pause"),
+    ("/api/pause", b"\xff", "is not a pause"),
+    ("/api/resume", {"scope": "upstream", "name": "prepayd"}, "did you mean 'prepaid'?"),
+    ("/api/resume", {"scope": "upstream", "name": 7}, "is not a resume"),
+    ("/api/balances/prepayd", {"add": "1 USD", "reason": "x"}, "did you mean 'prepaid'?"),
+    ("/api/balances/openai", {"add": "1 USD", "reason": "x"}, "has no balance: in the policy"),
+    ("/api/balances/%ff", {"add": "1 USD", "reason": "x"}, "there is no balance"),
+    ("/api/balances/prepaid", {"reason": "x"}, "give one of"),
+    ("/api/balances/prepaid", {"add": "1 USD", "balance": "1 USD", "reason": "x"}, "give one of"),
+    ("/api/balances/prepaid", {"add": "1 USD"}, "missing required field `reason`"),
+    ("/api/balances/prepaid", {"add": "1 EUR", "reason": "x"}, "is in USD, not in EUR"),
+    ("/api/balances/prepaid", {"add": "much", "reason": "x"}, "is not an amount"),
+    ("/api/balances/prepaid", {"add": "0 USD", "reason": "x"}, "changes nothing"),
+    ("/api/balances/prepaid", {"balance": "-1 USD", "reason": "x"}, "not below nothing"),
+    ("/api/balances/prepaid", {"balance": "9e9 USD", "reason": "x"}, "is not an amount"),
+    ("/api/balances/prepaid", {"balance": "1000000000 USD", "reason": "x"}, "beyond the largest"),
+    ("/api/balances/prepaid", {"balance": "1 USD", "reason": "\u0000"}, "is not a line of text"),
+]
+
+
+def test_what_cannot_be_meant_is_400_and_changes_nothing() -> None:
+    control = Proxy()
+    with served(control) as ask:
+        for path, body, says in WRONG:
+            problem = assert_problem(ask("POST", path, BEARER, body), 400)
+            assert re.search(says, problem["detail"]) or says in problem["detail"], (body, problem)
+    assert control.keeper.asked == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/api/balances", None),
+        ("POST", "/api/pause", PAUSE),
+        ("POST", "/api/resume", {"scope": "upstream", "name": "openai"}),
+        ("POST", "/api/balances/prepaid", {"add": "1 USD", "reason": "x"}),
+    ],
+)
+def test_without_the_ledger_none_of_it_can_be_had(method: str, path: str, body: object) -> None:
+    control = Proxy(keeper=Keeper(failure=LedgerDownError("the disk is full")))
+    with served(control) as ask:
+        assert_problem(ask(method, path, BEARER, body), 503)
+        assert ask("GET", "/api/stops").status == 200
+
+
+@pytest.mark.parametrize("path", ["/api/pause", "/api/resume", "/api/balances/prepaid"])
+def test_stops_and_balances_are_changed_with_the_token_only(path: str) -> None:
+    control = Proxy()
+    with served(control) as ask:
+        assert_problem(ask("POST", path, body=PAUSE), 401)
+    with served(Proxy(house(None))) as ask:
+        assert_problem(ask("POST", path, BEARER, PAUSE), 403)
+    assert control.keeper.asked == []
+
+
 def test_the_policy_is_shown_without_credentials() -> None:
     with served(Proxy()) as ask:
         answer = ask("GET", "/api/policy")
@@ -377,7 +634,7 @@ def test_the_policy_is_shown_without_credentials() -> None:
         assert secret.encode() not in answer.body
     policy = answer.json
     assert policy["ledger"] == "postgres"
-    assert [upstream["name"] for upstream in policy["upstreams"]] == ["openai"]
+    assert [upstream["name"] for upstream in policy["upstreams"]] == ["openai", "prepaid"]
     assert policy["upstreams"][0]["host"] == "api.example.com"
     assert [budget["limit"] for budget in policy["budgets"]] == ["5 USD", "1 USD", "9 requests"]
     assert policy["budgets"][1]["limits"] == {"b": "0.5"}
