@@ -37,6 +37,7 @@ ledger: sqlite:///ledger.db
 upstreams:
   openai: {url: "https://api.openai.com", tariff: openai, credential: pass}
   anthropic: {url: "https://api.anthropic.com", tariff: anthropic, credential: pass}
+  deepseek: {url: "https://api.deepseek.com", tariff: deepseek, credential: pass}
 services: {tests: {key: test-key-0000}}
 budgets: {company: {limit: 1000 USD, per: total}}
 """

@@ -1,5 +1,6 @@
 """Every policy that is shipped, run as it stands: the real URLs lead to the sandbox, nothing else
-is changed, and one call of each service to each upstream goes through and is counted."""
+is changed, and one call of each service to each upstream goes through and is counted. The sandbox
+has a balance, and whoever asks for it must have been answered before."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 from harness import running_sandbox
+from processes import DEADLINE_S
 
 from budget_proxy.app import App, with_ledger
 from budget_proxy.catalogue import Catalogue
@@ -26,6 +28,7 @@ KEYS = {
     "checkout": "checkout-key-canary",
     "support": "support-key-canary",
     "research": "research-key-canary",
+    "batch": "batch-key-canary",
 }
 """What each service sends."""
 ENVIRONMENT = {
@@ -37,7 +40,13 @@ ENVIRONMENT = {
     "SUPPORT_KEY": KEYS["support"],
     "RESEARCH_KEY": KEYS["research"],
     "RESEARCH_KEY_NEXT": "research-key-canary-2",
+    "DEEPSEEK_API_KEY": "provider-key-deepseek",
+    "BATCH_KEY": KEYS["batch"],
+    "ALERT_WEBHOOK": "http://127.0.0.1:9/alerts",
+    "TOPUP_URL": "http://127.0.0.1:9/topups",
+    "BUDGET_PROXY_TOKEN": "admin-token-canary",
 }
+BALANCE = 1_000 * 10**9
 TALK: Any = [{"role": "user", "content": "hi"}]
 
 
@@ -59,19 +68,31 @@ SAMPLES = {
         *("POST", "/v1/messages", {"model": "claude-sonnet-4-6", "messages": TALK}),
         "provider-key-anthropic",
     ),
+    "deepseek": Sample(
+        *("POST", "/chat/completions", {"model": "deepseek-flash", "messages": TALK}),
+        "Bearer provider-key-deepseek",
+    ),
     "geo": Sample("GET", "/v1/geocode?q=Oslo", None, "key=provider-key-geo"),
 }
 
 
 def house_of(name: str, folder: Path, sandbox: str) -> House:
     """The policy, with its ledger in a folder, on free ports, and every upstream at the sandbox."""
-    house = load(POLICIES / name, environment=ENVIRONMENT, prices=Catalogue)
+    environment = ENVIRONMENT | {"DEEPSEEK_URL": sandbox}
+    house = load(POLICIES / name, environment=environment, prices=Catalogue)
     upstreams = {
         upstream.name: replace(upstream, url=sandbox) for upstream in house.upstreams.values()
     }
     any_port = ("127.0.0.1", 0)
     moved = replace(house, upstreams=upstreams, listen=any_port, admin=any_port)
     return with_ledger(moved, folder / "ledger.db")
+
+
+async def until_balances_are_read(app: App) -> None:
+    """Before that no call of a budget on a balance passes."""
+    async with asyncio.timeout(DEADLINE_S):
+        while any(view.usable is None for view in await app.keeping.balances()):
+            await asyncio.sleep(0.005)
 
 
 def body_for(name: str, upstream: str) -> Any:
@@ -83,7 +104,13 @@ def body_for(name: str, upstream: str) -> Any:
 
 
 def test_there_is_nothing_but_policies_there() -> None:
-    assert {"quickstart.yaml", "openai.yaml", "anthropic.yaml", "teams.yaml"} <= set(NAMES)
+    assert {
+        "quickstart.yaml",
+        "openai.yaml",
+        "anthropic.yaml",
+        "teams.yaml",
+        "prepaid.yaml",
+    } <= set(NAMES)
     assert all(name.endswith(".yaml") for name in NAMES)
     folders = {path.name for path in POLICIES.iterdir() if path.is_dir()}
     assert folders == {"prometheus"}, "what is no policy stands apart"
@@ -95,10 +122,14 @@ def test_every_service_gets_through_to_every_upstream_and_is_counted(
 ) -> None:
     async def story() -> None:
         events: list[Event] = []
-        async with running_sandbox() as sandbox, aiohttp.ClientSession() as session:
+        async with (
+            running_sandbox(balance_nanos=BALANCE) as sandbox,
+            aiohttp.ClientSession() as session,
+        ):
             house = house_of(name, tmp_path, sandbox)
             app = App(lambda: house, observers=[events.append])
             await app.start()
+            await until_balances_are_read(app)
             host, port = app.address
             try:
                 for service in house.services:
@@ -126,7 +157,8 @@ async def judge(
     async with session.get(f"{sandbox}/_sandbox/charges") as answer:
         charges = (await answer.json())["charges"]
     async with session.get(f"{sandbox}/_sandbox/requests") as answer:
-        requests = (await answer.json())["requests"]
+        arrived = (await answer.json())["requests"]
+        requests = [request for request in arrived if "balance" not in request["path"]]
     calls = [event for event in events if isinstance(event, CallEnded)]
     assert len(calls) == len(charges) == len(app.house.services) * len(app.house.upstreams)
     assert [call.cost for call in calls] == [charge["amount_nanos"] for charge in charges]
@@ -149,10 +181,11 @@ def test_a_call_without_a_limit_gets_the_policys(tmp_path: Path, name: str) -> N
     """`max_output` is what keeps a hold small: it must reach the provider."""
 
     async def story() -> None:
-        async with running_sandbox(output_tokens=100_000) as sandbox:
+        async with running_sandbox(output_tokens=100_000, balance_nanos=BALANCE) as sandbox:
             house = house_of(name, tmp_path, sandbox)
             app = App(lambda: house)
             await app.start()
+            await until_balances_are_read(app)
             service = next(iter(house.services))
             limited = [up for up in house.upstreams.values() if up.max_output is not None]
             assert limited

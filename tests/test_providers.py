@@ -62,6 +62,15 @@ XAI = (
 )
 LABS = "This request exceeds your quota of 10000. You have {} credits remaining, while 1727 credits"
 
+CARD = {
+    "error": {
+        "type": "card_error",
+        "code": "card_declined",
+        "decline_code": "insufficient_funds",
+        "message": "Your card has insufficient funds.",
+    }
+}
+
 TABLE: list[tuple[str, int, Any, Mapping[str, str], str | None]] = [
     # -- OpenAI: the code tells
     ("openai", 429, openai("credit_balance_exhausted"), {}, "account_empty"),
@@ -389,6 +398,13 @@ TABLE: list[tuple[str, int, Any, Mapping[str, str], str | None]] = [
     ("serpapi", 429, {"error": "Your account has run out of searches."}, {}, "account_empty"),
     ("serpapi", 429, {"error": "You are exceeding 200 searches per hour"}, {}, "transient"),
     ("serpapi", 401, {"error": "Invalid API key."}, {}, NOTHING),
+    # -- whose 402 is about a customer's card
+    ("stripe", 402, CARD, {}, "other"),
+    ("stripe", 402, {"error": {"type": "invalid_request_error"}}, {}, "other"),
+    ("stripe", 429, {"error": {"code": "rate_limit"}}, {}, "transient"),
+    ("stripe", 400, {"error": {"code": "balance_insufficient"}}, {}, NOTHING),
+    ("generic", 402, CARD, {}, "other"),
+    ("generic", 402, {"error": {"type": "card", "code": "x"}}, {}, "account_empty"),
     # -- anybody
     ("generic", 402, {"detail": "Insufficient credit"}, {}, "account_empty"),  # Replicate
     ("generic", 402, "not JSON", {}, "account_empty"),
@@ -506,6 +522,7 @@ def test_what_has_to_stop_follows_from_what_it_means() -> None:
         "key_cap": "credential",
         "too_big": "request",
         "transient": "none",
+        "other": "none",
     }
 
 

@@ -55,10 +55,6 @@ WATCHES: dict[str, tuple[str, Reading]] = {
 
 FILES = {"google_maps": "google-maps", "google_places": "google-maps"}
 STOPS = ("account_empty", "key_cap", "too_big")
-NOT_TOLD_APART = {
-    "stripe_card": "402 is about our money everywhere but there, and Stripe has no file",
-}
-"""Look-alikes that are taken for the real thing; an entry that is no longer needed fails."""
 
 
 def watch_of(balance: str, origin: str, folder: Path) -> Watch:
@@ -132,9 +128,7 @@ def test_a_refusal_of_the_sandbox_is_understood(row: Row) -> None:
     rules = packaged().named(provider_of(row)).rules
     found = judge(rules, row.status, row.headers, json.dumps(row.body_for(7)).encode())
     means = None if found is None else found.means
-    if row.name in NOT_TOLD_APART:
-        assert means in STOPS
-    elif row.meaning in STOPS:
+    if row.meaning in STOPS:
         assert means == row.meaning
     else:
         assert means not in STOPS

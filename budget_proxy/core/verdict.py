@@ -6,6 +6,7 @@
 | key_cap       | nothing passes with this credential until a limit is raised or its window ends  |
 | too_big       | this request costs more than is left; smaller ones may pass                     |
 | transient     | nothing about money: a rate, or money held by calls in flight; it may be retried |
+| other         | nothing about our money: that of a caller's customer, whose card was declined    |
 
 A provider's rules are data (`budget_proxy/providers`), first match wins. A status alone decides
 nothing: the same one means a full queue here and an empty account there. There are two exceptions,
@@ -29,13 +30,14 @@ from typing import Any, Literal
 
 from budget_proxy.core.jsonpath import Path, find, path_of, read_json, said
 
-Means = Literal["account_empty", "key_cap", "too_big", "transient"]
+Means = Literal["account_empty", "key_cap", "too_big", "transient", "other"]
 Scope = Literal["credential", "request", "none"]
 SCOPES: Mapping[Means, Scope] = {
     "account_empty": "credential",
     "key_cap": "credential",
     "too_big": "request",
     "transient": "none",
+    "other": "none",
 }
 """What has to stop: everything with this credential, requests of this size and above, nothing."""
 

@@ -26,6 +26,8 @@ from budget_proxy.policy.tariffs import say_all
 from budget_proxy.policy.values import texts
 
 GENERIC = "generic"
+HARMLESS = ("transient", "other")
+"""What stops nothing, so that a status alone may say it."""
 _STATUS = re.compile(r"[1-5](?:xx|[0-9]{2})\Z")
 _ENDLESS = re.compile(r"(?<!\\)[*+]|\{[0-9]{0,9},\}|\)\{")
 """Repeats without a bound, and repeats of a group: bodies are written by others."""
@@ -150,7 +152,7 @@ def build_rule(spot: Spot, entry: ErrorEntry) -> Rule:
     words = [entry.equals] if entry.equals is not None else entry.one_of or []
     if sum(form is not None for form in (entry.matches, entry.equals, entry.one_of)) > 1:
         spot.wrong("must have one of matches, equals, one_of")
-    if entry.matches is None and not words and entry.means != "transient" and statuses != {402}:
+    if entry.matches is None and not words and entry.means not in HARMLESS and statuses != {402}:
         spot.wrong("a status alone says nothing about money; it needs matches, equals or one_of")
     return Rule(
         means=entry.means,
