@@ -91,7 +91,7 @@ def house_of(name: str, folder: Path, sandbox: str) -> House:
 async def until_balances_are_read(app: App) -> None:
     """Before that no call of a budget on a balance passes."""
     async with asyncio.timeout(DEADLINE_S):
-        while any(view.usable is None for view in await app.keeping.balances()):
+        while any(v.usable is None for v in await app.keeping.balances()):  # noqa: ASYNC110
             await asyncio.sleep(0.005)
 
 
