@@ -735,8 +735,11 @@ def test_an_upstream_has_only_so_many_connections(tmp_path: Path) -> None:
         text = policy("max_connections: 1\ntimeouts: {first_byte: 300ms}")
         async with fronting(tmp_path, then_hang(), text) as (rig, upstream):
             answers = await asyncio.gather(*(ask(rig, request(f"/flat/{n}")) for n in range(3)))
-            assert sorted(answer.status for answer in answers) == [502, 502, 504]
-            assert len(upstream.requests) == 1
-            assert await spent(rig) == FLAT
+            # One that began to wait late may still get the connection of the first.
+            sent = len(upstream.requests)
+            assert sent in (1, 2)
+            expected = [502] * (3 - sent) + [504] * sent
+            assert sorted(answer.status for answer in answers) == expected
+            assert await spent(rig) == sent * FLAT
 
     asyncio.run(story())
