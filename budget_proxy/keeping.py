@@ -138,6 +138,8 @@ class Keeping:
         accounts = await asyncio.to_thread(open_accounts, rows, self._house, now_s)
         balances = self._watch.views(rows)
         stops, leads = self._stops.stops, self._watch.leads
+        planned = self._topups.planned
+        attempts = await self._topups.all() if planned else []
         return self._lookout.facts(
             self._house,
             accounts,
@@ -145,6 +147,7 @@ class Keeping:
             stops,
             now_s,
             leads=leads,
+            more=self._lookout.of_topups(planned, attempts, now_s),
             runways_s=self._burn.seconds(),
         )
 

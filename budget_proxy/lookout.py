@@ -14,6 +14,7 @@ from budget_proxy.core.alert import Condition, ConditionKind, Facts, Subject, Su
 from budget_proxy.core.budget import EVERYONE, Budget
 from budget_proxy.core.house import House
 from budget_proxy.core.stops import Stop, StopKind
+from budget_proxy.core.topup import Attempt, State
 from budget_proxy.watch import BalanceView
 
 DAY_S = 86_400
@@ -21,6 +22,12 @@ DAY_S = 86_400
 DAY_S = 86_400
 """Others who take less than a hundredth of a balance in a day are not worth an alert."""
 MONEY_STOPS: tuple[StopKind, ...] = ("account_empty", "key_cap", "too_big")
+
+_TOPUP_KINDS: dict[ConditionKind, State] = {
+    "topup_asked": "asked",
+    "topup_failed": "failed",
+    "topup_unknown": "unknown",
+}
 
 
 class Lookout:
@@ -70,6 +77,18 @@ class Lookout:
             yield self._condition("balance", name, "bad_reading", failing, now_s, view.why)
             drifts = view.drift_per_s * DAY_S * 100 > max(1, view.amount or 0)
             yield self._condition("balance", name, "drift", drifts, now_s)
+
+    def of_topups(
+        self, planned: Iterable[str], attempts: Iterable[tuple[str, Attempt]], now_s: float
+    ) -> Iterator[Condition]:
+        """What of the last attempt to top up each upstream wants somebody. Oldest first."""
+        last = dict(attempts)
+        for name in planned:
+            attempt = last.get(name)
+            for kind, state in _TOPUP_KINDS.items():
+                holds = attempt is not None and attempt.state == state
+                why = f"{attempt.id}: {attempt.why or attempt.reason}" if attempt and holds else ""
+                yield self._condition("topup", name, kind, holds, now_s, why)
 
     def _of_stops(self, house: House, stops: Iterable[Stop], now_s: float) -> Iterator[Condition]:
         there = {(stop.name, stop.kind): stop for stop in stops if stop.scope == "upstream"}

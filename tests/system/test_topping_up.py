@@ -113,6 +113,12 @@ def test_a_person_lets_it_buy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
 
             await until(rig, ["asked"])
             assert await credited(rig) == []
+            conditions = (await rig.app.keeping._facts()).conditions
+            assert {it.kind: it.holds for it in conditions if it.subject.kind == "topup"} == {
+                "topup_asked": True,
+                "topup_failed": False,
+                "topup_unknown": False,
+            }
             attempt = (await rig.app.topups())[0]["id"]
             code, out = await said("list")
             assert code == 0
