@@ -167,21 +167,19 @@ class Admission:
         return Wait(now_s + most_s, frozenset(shared)) if most_s > 0 else None
 
     async def _try(self, request: Request, hold: Hold) -> Held | Short | _Stopped | Refusal:
-        stopped = self._stopped(request, hold)
-        if stopped is not None:
-            return stopped
+        stop = self._stop_of(request, hold)
+        if stop is not None and not await self._stops.lets_try(hold.id, stop):
+            return self._stopped(stop, hold)
         answer = await self._hold(hold)
         if not isinstance(answer, Held):
             self._stops.did_not_try(hold.id)
         return answer
 
-    def _stopped(self, request: Request, hold: Hold) -> _Stopped | None:
-        now_s, upstream = self._clock(), request.upstream
-        stop = self._stops.of(
-            hold.id, upstream, request.service.name, hold.legs, request.nanos, now_s
-        )
-        if stop is None:
-            return None
+    def _stop_of(self, request: Request, hold: Hold) -> Stop | None:
+        service, now_s = request.service.name, self._clock()
+        return self._stops.of(hold.id, request.upstream, service, hold.legs, request.nanos, now_s)
+
+    def _stopped(self, stop: Stop, hold: Hold) -> _Stopped:
         budgets = self._binding.budgets
         waits_on = frozenset(
             (leg.budget, leg.payer)
@@ -191,7 +189,7 @@ class Admission:
             and budget.on_shortfall == "wait"
             and _is_about(stop, budget)
         )
-        return _Stopped(refusal_of(stop, now_s), waits_on)
+        return _Stopped(refusal_of(stop, self._clock()), waits_on)
 
     async def _hold(self, hold: Hold) -> Held | Short | Refusal:
         answer = self._ledger.hold(hold)

@@ -94,8 +94,8 @@ class Fleet(Protocol):
     async def snapshots(self) -> Sequence[Snapshot]:
         """The figures of those that serve, and of those that did."""
 
-    def spread(self, stops: Sequence[Stop], may_try: Sequence[str]) -> None:
-        """Let every worker know what is stopped; of these upstreams one of them may try."""
+    def spread(self, stops: Sequence[Stop], due: Sequence[str]) -> None:
+        """Let every worker know what is stopped, and for which upstreams it may ask to try."""
 
     def changed(self) -> None:
         """Let every worker know that there is more money."""
@@ -199,6 +199,7 @@ class App:
         if self._answers:
             self.stops.report = self.heard_stop
             self.stops.tried = self.heard_try
+            self.stops.ask = self.may_try
         return Keeping(
             self.house,
             ledger,
@@ -219,6 +220,10 @@ class App:
     def heard_try(self, upstream: str, served: bool) -> None:
         """The call that tried whether a stop is over has ended, here or in a worker."""
         self.keeping.tried(upstream, served)
+
+    async def may_try(self, upstream: str) -> bool | None:
+        """Whether a call, here or in a worker, may try if a stop is over."""
+        return await self.keeping.may_try(upstream)
 
     def more_money(self) -> None:
         """Those who wait are tried at once."""

@@ -167,6 +167,13 @@ class Keeping:
         self._spawn(self._quietly(self._stops.opened(stop)))
         self._watch.look_soon(stop.name)
 
+    async def may_try(self, upstream: str) -> bool | None:
+        """Whether the call that asks may try if a stop is over; None: the ledger is down."""
+        try:
+            return await self._stops.claim(upstream)
+        except LedgerDownError:
+            return None
+
     def tried(self, upstream: str, served: bool) -> None:
         """The call that tried whether a stop is over has ended."""
         self._spawn(self._quietly(self._stops.tried(upstream, served)))
@@ -232,6 +239,11 @@ class Keeping:
     def runways(self) -> list[LineRunway]:
         """How long the money of each account lasts, as far as can be told."""
         return self._burn.runways()
+
+    @property
+    def due(self) -> Sequence[str]:
+        """The upstreams for which a call may ask to try."""
+        return self._stops.due
 
     @property
     def stops(self) -> Sequence[Stop]:

@@ -4,7 +4,7 @@ One for each machine, in the keeping half. What is decided is a note, changed by
 that it holds for all machines and over restarts; each keeper looks at the notes once a second and
 puts them where calls are admitted. A breaker opens when a provider says that money is out, and
 half-opens when the balance is seen to have some again or, where nobody watches it, after a while:
-then one call may try, on one machine, and closes it if it is served.
+then a call may try, the first that asks on any machine, and closes it if it is served.
 Forbidden here: calls, and what a provider's words mean (`core.verdict`).
 """
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 PAUSE, BREAKER = "pause", "breaker"
 LOOK_S = 1.0
 TRY_S = 15.0
-"""How long one process has the right to try; then another one may."""
+"""How long one call has the right to try; then another one may."""
 FIRST_TRY_S, LONGEST_TRY_S = 30.0, 600.0
 """Between two tries where nobody watches the balance; doubled each time."""
 TOO_BIG_S = 600.0
@@ -71,8 +71,8 @@ class StopKeeper:
         emit: Callable[[Event], None],
         watched: Callable[[str], bool],
     ) -> None:
-        """`distribute` gives stops to all processes, and the right to try to one. `watched`:
-        whether somebody looks at the balance of an upstream, and hears answers."""
+        """`distribute` gives stops to all processes, and the upstreams for which they may ask to
+        try. `watched`: whether somebody looks at the balance of an upstream, and hears answers."""
         self._ledger = ledger
         self._commit = commit
         self._distribute = distribute
@@ -84,6 +84,8 @@ class StopKeeper:
         self._known: set[tuple[str, str]] = set()
         self._turn = asyncio.Lock()
         self.stops: Sequence[Stop] = ()
+        self.due: Sequence[str] = []
+        """The upstreams that may be tried now, by whoever claims it first."""
 
     async def keep(self) -> None:
         """Look at the notes, for ever."""
@@ -95,29 +97,39 @@ class StopKeeper:
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
-        """Put in force what the notes say, end what is over, let one call try where that is due.
-        Raises LedgerDownError."""
+        """Put in force what the notes say, end what is over, say where a try is due. Raises
+        LedgerDownError."""
         async with self._turn:
             await self._read()
             now_s = self._clock()
             for note in list(self._notes.values()):
                 if not _as_stop(note).in_force(now_s):
                     await self._write(note, None)
-            await self._spread(await self._let_try(now_s))
+            self._spread()
 
-    async def _let_try(self, now_s: float) -> list[str]:
-        """The upstreams of which a call on this machine may try now."""
-        mine = []
-        for note in list(self._notes.values()):
-            if note.kind != BREAKER:
-                continue
-            breaker = _breaker(note.body)
-            due = self._try_at_s(breaker) <= now_s and breaker.trying_until_s <= now_s
-            if due and breaker.stop.kind != "too_big":
-                trying = msgspec.structs.replace(breaker, trying_until_s=now_s + TRY_S)
-                if await self._write(note, _encode(trying)):
-                    mine.append(breaker.stop.name)
-        return mine
+    async def claim(self, upstream: str) -> bool:
+        """Whether a call may try now: one on one machine. Raises LedgerDownError."""
+        if upstream not in self.due:
+            return False
+        async with self._turn:
+            await self._read()
+            until_s = self._clock() + TRY_S
+            claimed = False
+            for note in self._breakers(upstream):
+                if self._is_due(note):
+                    trying = msgspec.structs.replace(_breaker(note.body), trying_until_s=until_s)
+                    claimed = await self._write(note, _encode(trying)) or claimed
+            if not claimed:
+                await self._read()  # another machine was faster
+            self._spread()
+        return claimed
+
+    def _is_due(self, note: Note) -> bool:
+        if note.kind != BREAKER:
+            return False
+        breaker, now_s = _breaker(note.body), self._clock()
+        is_free = breaker.trying_until_s <= now_s and breaker.stop.kind != "too_big"
+        return is_free and self._try_at_s(breaker) <= now_s
 
     def _try_at_s(self, breaker: Breaker) -> float:
         """When the next try is due; a balance that nobody watches any more will not tell."""
@@ -139,7 +151,7 @@ class StopKeeper:
                 await self._open(name, stop, now_s)
             elif _breaker(note.body).trying_until_s > now_s:
                 await self._failed(note, now_s)
-            await self._spread([])
+            self._spread()
 
     async def _open(self, name: str, stop: Stop, now_s: float) -> None:
         until_s = stop.until_s
@@ -174,7 +186,7 @@ class StopKeeper:
                     await self._write(note, None)
                 else:
                     await self._failed(note, self._clock())
-            await self._spread([])
+            self._spread()
 
     async def has_money(self, upstream: str, since_s: float) -> None:
         """The balance had money at that instant: worth a try. Raises LedgerDownError."""
@@ -198,7 +210,7 @@ class StopKeeper:
             closed = [await self._write(note, None) for note in self._breakers(upstream)]
             if any(closed):
                 await self._remark("resume", who, "breaker closed", f"upstream/{upstream}")
-            await self._spread([])
+            self._spread()
         return any(closed)
 
     def _breakers(self, upstream: str) -> list[Note]:
@@ -219,7 +231,7 @@ class StopKeeper:
                 there = self._notes.get((PAUSE, stop.id), Note(PAUSE, stop.id, 0, b""))
                 written = await self._write(there, _encode(stop))
             await self._remark("pause", who, why, stop.id)
-            await self._spread([])
+            self._spread()
         return stop
 
     async def resume(self, scope: Scope, name: str, *, who: str) -> bool:
@@ -231,7 +243,7 @@ class StopKeeper:
             ended = note is not None and await self._write(note, None)
             if ended:
                 await self._remark("resume", who, "", f"{scope}/{name}")
-            await self._spread([])
+            self._spread()
         closed = scope == "upstream" and await self.close(name, who)
         return ended or closed
 
@@ -255,12 +267,13 @@ class StopKeeper:
             self._notes[note.kind, note.name] = change.after
         return True
 
-    async def _spread(self, may_try: Sequence[str]) -> None:
+    def _spread(self) -> None:
         stops = [_as_stop(note) for note in self._notes.values()]
-        if list(self.stops) == stops and not may_try:
+        due = sorted({_as_stop(note).name for note in self._notes.values() if self._is_due(note)})
+        if list(self.stops) == stops and self.due == due:
             return
-        self.stops = stops
-        self._distribute(stops, may_try)
+        self.stops, self.due = stops, due
+        self._distribute(stops, due)
         self._say(stops)
 
     def _say(self, stops: Sequence[Stop]) -> None:

@@ -6,17 +6,22 @@ process stops the next ones at once, and is reported. Forbidden here: waiting, t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from budget_proxy.core.book import Leg
 from budget_proxy.core.stops import Stop, Stops
 
 Report = Callable[[Stop], None]
 Tried = Callable[[str, bool], None]
+Ask = Callable[[str], Awaitable[bool | None]]
 
 
 def _nobody(*_said: object) -> None:
     """There is nobody to tell."""
+
+
+async def _unheard(_upstream: str) -> bool | None:
+    return None
 
 
 class StopBoard:
@@ -24,6 +29,7 @@ class StopBoard:
 
     def __init__(self) -> None:
         self._stops = Stops()
+        self._due: set[str] = set()
         self._may_try: set[str] = set()
         self._trying: dict[str, str] = {}
         self.changed: Callable[[], None] = _nobody
@@ -32,16 +38,20 @@ class StopBoard:
         """Told what a provider said, once per opening."""
         self.tried: Tried = _nobody
         """Told of an upstream whether the call that tried it was served."""
+        self.ask: Ask = _unheard
+        """Asked whether a call may try an upstream that is due; None: nobody can be asked now."""
 
     @property
     def stops(self) -> Sequence[Stop]:
         """Everything that is stopped."""
         return self._stops.all
 
-    def put(self, stops: Sequence[Stop], may_try: Sequence[str] = ()) -> None:
-        """These are in force now; of these upstreams one call may pass, to see if it is served."""
+    def put(self, stops: Sequence[Stop], due: Sequence[str] = ()) -> None:
+        """These are in force now; whether those of the upstreams that are `due` are over may be
+        tried by one call of all processes: whoever has one asks."""
         self._stops = Stops(stops)
-        self._may_try = set(may_try)
+        self._due = set(due)
+        self._may_try &= {stop.name for stop in stops} - self._due
         self.changed()
 
     def stop(self, stop: Stop) -> None:
@@ -60,7 +70,7 @@ class StopBoard:
         nanos: int,
         now_s: float,
     ) -> Stop | None:
-        """What stops a call; None also for the one that may try."""
+        """What stops a call; None also for one that may try since another did not get so far."""
         if not self._stops:
             return None
         stop = self._stops.of(upstream, service, legs, nanos, now_s)
@@ -69,6 +79,19 @@ class StopBoard:
         self._may_try.discard(upstream)
         self._trying[call_id] = upstream
         return None
+
+    async def lets_try(self, call_id: str, stop: Stop) -> bool:
+        """Whether a call that this stops may try if it is over: the first one that asks."""
+        upstream = stop.name
+        if stop.kind == "paused" or upstream not in self._due:
+            return False
+        self._due.discard(upstream)
+        may = await self.ask(upstream)
+        if may:
+            self._trying[call_id] = upstream
+        elif may is None:
+            self._due.add(upstream)
+        return bool(may)
 
     def did_not_try(self, call_id: str) -> None:
         """The call that was let through to try did not get past its budgets: another one may."""

@@ -99,7 +99,6 @@ class Supervisor:
         self._wanted = workers
         self._workers: list[_Worker] = []
         self._departed: list[Sample] = []
-        self._turns = 0
         self._watching: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
         self._stopping = False
@@ -192,7 +191,8 @@ class Supervisor:
         self._spawn(self._wait_for(worker, ended))
         # Again: what it read itself may have changed meanwhile.
         stops = msgspec.to_builtins(list(self.app.keeping.stops))
-        self._tell(worker, {"do": "stops", "stops": stops, "may_try": []})
+        due = list(self.app.keeping.due)
+        self._tell(worker, {"do": "stops", "stops": stops, "due": due})
         return worker
 
     async def _hears(self, worker: _Worker, message: Message) -> Message | None:
@@ -201,6 +201,8 @@ class Supervisor:
                 self.app.heard_stop(msgspec.convert(stop, Stop))
             case {"tell": "tried", "upstream": str(upstream), "served": bool(served)}:
                 self.app.heard_try(upstream, served)
+            case {"may try": str(upstream)}:
+                return {"may": await self.app.may_try(upstream)}
             case _:
                 await worker.hears(message)
         return None
@@ -321,14 +323,11 @@ class Supervisor:
         living = await asyncio.gather(*(worker.figures() for worker in self._workers))
         return [self._departed, *living]
 
-    def spread(self, stops: Sequence[Stop], may_try: Sequence[str]) -> None:
-        """See `Fleet.spread`. The right to try goes round, so that no idle worker keeps it."""
+    def spread(self, stops: Sequence[Stop], due: Sequence[str]) -> None:
+        """See `Fleet.spread`."""
         told = msgspec.to_builtins(list(stops))
-        self._turns += 1
-        chosen = self._turns % max(1, len(self._workers))
-        for number, worker in enumerate(self._workers):
-            tries = list(may_try) if number == chosen else []
-            self._tell(worker, {"do": "stops", "stops": told, "may_try": tries})
+        for worker in self._workers:
+            self._tell(worker, {"do": "stops", "stops": told, "due": list(due)})
 
     def changed(self) -> None:
         """See `Fleet.changed`."""

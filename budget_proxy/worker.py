@@ -26,6 +26,8 @@ from budget_proxy.core.stops import Stop
 from budget_proxy.ledgers import LedgerDownError, LedgerRefusedError
 
 PUSH_S = 1.0
+ASK_S = 5.0
+"""How long a call waits to hear whether it may try an upstream that was stopped."""
 """How often the figures go to the supervisor: what a killed worker counted since is lost."""
 OK, FAILED = 0, 1
 
@@ -64,6 +66,7 @@ class Worker:
             return FAILED
         self._app.stops.report = self._heard_stop
         self._app.stops.tried = self._heard_try
+        self._app.stops.ask = self._may_try
         self._channel.tell({"tell": "ready"})
         pushing = loop.create_task(self._push(), name="push")
         stopping = loop.create_task(self._stopping.wait())
@@ -92,6 +95,13 @@ class Worker:
         with contextlib.suppress(GoneError):
             self._channel.tell({"tell": "tried", "upstream": upstream, "served": served})
 
+    async def _may_try(self, upstream: str) -> bool | None:
+        try:
+            may = (await self._channel.ask({"may try": upstream}, ASK_S))["may"]
+        except (GoneError, TimeoutError):
+            return None
+        return None if may is None else bool(may)
+
     def _figures(self) -> Message:
         return {"tell": "figures", "snapshot": list(self._app.instruments.snapshot())}
 
@@ -107,8 +117,8 @@ class Worker:
                 return {}
             case {"do": "snapshot"}:
                 return self._figures()
-            case {"do": "stops", "stops": stops, "may_try": list(may_try)}:
-                self._app.stops.put(msgspec.convert(stops, list[Stop]), may_try)
+            case {"do": "stops", "stops": stops, "due": list(due)}:
+                self._app.stops.put(msgspec.convert(stops, list[Stop]), due)
                 return None
             case {"do": "more money"}:
                 self._app.more_money()

@@ -80,6 +80,17 @@ class Door:
         request = Request(Hold(name, "me", legs, 60.0), who, patience_s, 0, gone, "up", cost)
         return Guest(asyncio.create_task(self.admission.admit(request)), gone)
 
+    def may_try(self, answer: bool | None) -> list[str]:
+        """Answers so who asks to try an upstream; which ones were asked for."""
+        asked: list[str] = []
+
+        async def ask(upstream: str) -> bool | None:
+            asked.append(upstream)
+            return answer
+
+        self.stops.ask = ask
+        return asked
+
     async def queues(self, name: str, *args: Any, **more: Any) -> Guest:
         """Comes, and is in line."""
         before = self.admission.waiting
@@ -794,8 +805,10 @@ def test_one_call_tries_whether_a_stop_is_over(told: Any) -> None:
     async def story(door: Door) -> None:
         said: list[tuple[str, bool]] = []
         door.stops.tried = lambda upstream, served: said.append((upstream, served))
-        door.stops.put([a_stop()], may_try=["up"])
+        asked = door.may_try(True)
+        door.stops.put([a_stop()], due=["up"])
         await door.comes("1", 5).held()
+        assert asked == ["up"]
         assert await door.comes("2", 5).refused() is Reason.OUT_OF_MONEY
         door.stops.ended("another", served=True)
         door.stops.ended("1", served=True)
@@ -805,9 +818,46 @@ def test_one_call_tries_whether_a_stop_is_over(told: Any) -> None:
     told(story, budget(on_shortfall="refuse"))
 
 
+def test_who_waits_for_the_end_of_a_stop_tries_it_as_soon_as_that_is_due(told: Any) -> None:
+    async def story(door: Door) -> None:
+        door.may_try(True)
+        door.stops.put([a_stop()])
+        guest, other = await door.queues("1", 5), await door.queues("2", 5)
+        door.stops.put([a_stop()], due=["up"])
+        await guest.held()
+        assert not other.task.done()
+        door.stops.put([])
+        await other.held()
+
+    told(story, FOLLOWS)
+
+
+def test_where_another_process_tries_calls_are_stopped_and_ask_no_more(told: Any) -> None:
+    async def story(door: Door) -> None:
+        asked = door.may_try(False)
+        door.stops.put([a_stop()], due=["up"])
+        for call_id in ("1", "2"):
+            assert await door.comes(call_id, 5).refused() is Reason.OUT_OF_MONEY
+        assert asked == ["up"]
+
+    told(story, budget(on_shortfall="refuse"))
+
+
+def test_where_nobody_could_be_asked_the_next_call_asks_again(told: Any) -> None:
+    async def story(door: Door) -> None:
+        asked = door.may_try(None)
+        door.stops.put([a_stop()], due=["up"])
+        for call_id in ("1", "2"):
+            assert await door.comes(call_id, 5).refused() is Reason.OUT_OF_MONEY
+        assert asked == ["up", "up"]
+
+    told(story, budget(on_shortfall="refuse"))
+
+
 def test_who_may_try_and_does_not_fit_leaves_it_to_the_next(told: Any) -> None:
     async def story(door: Door) -> None:
-        door.stops.put([a_stop()], may_try=["up"])
+        door.may_try(True)
+        door.stops.put([a_stop()], due=["up"])
         assert await door.comes("1", 11).refused() is Reason.TOO_LARGE
         await door.comes("2", 5).held()
         assert await door.comes("3", 1).refused() is Reason.OUT_OF_MONEY
@@ -819,7 +869,7 @@ def test_what_a_provider_says_stops_the_next_call_and_is_reported(told: Any) -> 
     async def story(door: Door) -> None:
         reported: list[Stop] = []
         door.stops.report = reported.append
-        door.stops.put([a_stop("paused", scope="service", name="t")], may_try=["up"])
+        door.stops.put([a_stop("paused", scope="service", name="t")])
         door.stops.stop(a_stop())
         door.stops.stop(a_stop(why="again"))
         assert await door.comes("1").refused() is Reason.OUT_OF_MONEY
