@@ -426,7 +426,10 @@ def _under(
             enforced = budget.on_shortfall != "report"
             limit = budget.limit_for(leg.payer)
             reserve = 0 if urgent else budget.reserve_for(leg.payer)
-            kept.append(leg._replace(limit=limit, enforced=enforced, reserve=reserve))
+            wait_s = budget.wait_s
+            kept.append(
+                leg._replace(limit=limit, enforced=enforced, reserve=reserve, wait_s=wait_s)
+            )
         elif budget is not None:
             kept.append(leg)
     return tuple(kept)

@@ -244,6 +244,8 @@ class Proxy:
             lifetime_s=order.upstream.timeouts.total_s + order.upstream.drain_s + HOLD_GRACE_S,
             about=about_call(order.upstream, order.service, order.route, order.estimate),
             fresh=True,
+            rank=order.service.rank,
+            patience_s=order.arrived.patience_s,
         )
         answer, waited_s = await self._admission.admit(
             Request(

@@ -322,8 +322,8 @@ FAULTS = {
     ),
     "settling does not give the hold back": ("account.held -= held", "pass"),
     "what others hold is forgotten": (
-        "if account.spent + account.held + leg.amount <= limit:",
-        "if account.spent + leg.amount <= limit:",
+        "if account.spent + account.held + waited_for + leg.amount <= limit:",
+        "if account.spent + waited_for + leg.amount <= limit:",
     ),
     "the last step of a limit is refused": (
         "+ leg.amount <= limit:\n        return None",

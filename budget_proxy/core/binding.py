@@ -30,6 +30,7 @@ class _Bound(NamedTuple):
     payer: str | None
     limit: int
     enforced: bool
+    wait_s: float
 
 
 class Binding:
@@ -67,7 +68,7 @@ class Binding:
         unit that the call has none of is not touched. Raises RefusedError (403) where a budget
         insists on a payer that is not named."""
         legs = []
-        for budget, known, known_limit, enforced in self._bound(facts):
+        for budget, known, known_limit, enforced, wait_s in self._bound(facts):
             amount = amounts.get(budget.unit)
             if not amount:
                 continue
@@ -77,10 +78,9 @@ class Binding:
                 if payer is None:
                     continue
                 limit = budget.limit_for(payer)
-            leg = Leg(budget.name, payer, budget.unit, budget.span, limit, amount, enforced)
-            if not urgent and (reserve := budget.reserve_for(payer)):
-                leg = leg._replace(reserve=reserve)
-            legs.append(leg)
+            reserve = 0 if urgent else budget.reserve_for(payer)
+            account = budget.name, payer, budget.unit, budget.span
+            legs.append(Leg(*account, limit, amount, enforced, reserve, wait_s))
         return tuple(legs)
 
 
@@ -92,7 +92,7 @@ def _bound(budget: Budget, facts: Facts) -> _Bound:
         parts = [_part(part, facts, _NOTHING) for part in budget.for_each]
         payer = "|".join(filter(None, parts)) if all(parts) else None
     limit = budget.limit if payer is None else budget.limit_for(payer)
-    return _Bound(budget, payer, limit, budget.on_shortfall != "report")
+    return _Bound(budget, payer, limit, budget.on_shortfall != "report", budget.wait_s)
 
 
 def payer_of(budget: Budget, facts: Facts, document: Document, admits: Roster) -> str | None:

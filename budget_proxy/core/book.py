@@ -7,6 +7,8 @@ A store locks, loads the `Page` that a batch touches, lets `apply` turn it, and 
 - a hold ends once: settled, released or presumed. A second attempt is answered, not applied;
 - settling posts the actual whatever it is: above the hold it is an overrun, recorded in full;
 - a presumed hold (crash, deadline) may be corrected once, when the truth arrives late;
+- who would wait for an account is marked in it, and takes nothing from those who are marked and
+  come before (see `marks`); nobody else is in any way concerned by a mark;
 - every operation carries the id that makes repeating it harmless.
 
 Windows are looked up here, with the ledger's clock, inside the store's transaction.
@@ -21,6 +23,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from budget_proxy.core.events import Overrun
+from budget_proxy.core.marks import Mark, Marks, ahead, marked, until_s, without
 from budget_proxy.core.money import saturated
 from budget_proxy.core.refusal import Shortfall
 from budget_proxy.core.window import REQUEST, Span, Window
@@ -60,6 +63,8 @@ class Account:
     limit: int
     spent: int = 0
     held: int = 0
+    marks: Marks = ()
+    """Who waits for it."""
 
     def state(self) -> AccountState:
         """A frozen copy."""
@@ -94,6 +99,8 @@ class Leg(NamedTuple):
     """False: report mode; counted, never in the way."""
     reserve: int = 0
     """Steps below the limit that are kept for calls of a higher priority."""
+    wait_s: float = 0
+    """How long the budget lets a call wait that does not fit."""
 
 
 class HeldLeg(NamedTuple):
@@ -161,6 +168,10 @@ class Hold(msgspec.Struct, frozen=True):
     lifetime_s: float
     about: bytes = b"{}"
     fresh: bool = False
+    rank: int = 0
+    """Of its priority, among those who wait: the lowest goes first."""
+    patience_s: float | None = None
+    """How long its caller would wait; None: as long as budgets let it."""
 
 
 class Settle(msgspec.Struct, frozen=True):
@@ -346,9 +357,13 @@ def _hold(operation: Hold, page: Page, now_s: float) -> Outcome:
     if operation.id in page.ended:
         return AlreadyEnded(page.ended[operation.id].kind)
     accounts = [_account(leg, page, now_s) for leg in operation.legs]
-    shortfalls = _shortfalls(operation, accounts)
+    shortfalls = _shortfalls(operation, accounts, now_s)
     refused = _refused(shortfalls)
     if refused is not None:
+        for account, marks in _new_marks(operation, accounts, refused, now_s):
+            account.marks = marks
+            page.accounts[account.key] = account
+            page.touched.add(account.key)
         return refused
     held = []
     for leg, account in zip(operation.legs, accounts, strict=True):
@@ -356,6 +371,8 @@ def _hold(operation: Hold, page: Page, now_s: float) -> Outcome:
             continue
         before = account.held
         account.held = saturated(before + leg.amount)
+        if account.marks:
+            account.marks = without(account.marks, operation.id, now_s)
         page.accounts[account.key] = account
         page.touched.add(account.key)
         # What was really added: what comes back at the end must be no more than that.
@@ -367,17 +384,50 @@ def _hold(operation: Hold, page: Page, now_s: float) -> Outcome:
 
 
 def refusal_of(operation: Hold, page: Page, now_s: float) -> Short | None:
-    """What a fresh hold would be answered if it does not fit; None if it does. Takes nothing."""
+    """What a fresh hold would be answered if it does not fit; None if it does, or is to be marked
+    where it waits. Takes nothing, writes nothing."""
     accounts = [_account(leg, page, now_s) for leg in operation.legs]
-    return _refused(_shortfalls(operation, accounts))
+    refused = _refused(_shortfalls(operation, accounts, now_s))
+    if refused is not None and _new_marks(operation, accounts, refused, now_s):
+        return None
+    return refused
 
 
-def _shortfalls(operation: Hold, accounts: Sequence[Account]) -> list[Shortfall]:
+def _shortfalls(operation: Hold, accounts: Sequence[Account], now_s: float) -> list[Shortfall]:
     return [
         shortfall
         for leg, account in zip(operation.legs, accounts, strict=True)
-        if (shortfall := _shortfall(leg, account)) is not None
+        if (shortfall := _shortfall(leg, account, operation, now_s)) is not None
     ]
+
+
+def _new_marks(
+    operation: Hold, accounts: Sequence[Account], refused: Short, now_s: float
+) -> list[tuple[Account, Marks]]:
+    """The accounts in which to note that a hold that was refused waits, with their marks then."""
+    if not all(map(_may_come, refused.shortfalls)):
+        return []
+    short = {(it.budget, it.payer, it.unit) for it in refused.shortfalls}
+    legs = zip(operation.legs, accounts, strict=True)
+    waits = [(leg, account) for leg, account in legs if leg.enforced and leg[:3] in short]
+    waits_s = min(leg.wait_s for leg, _ in waits)
+    if operation.patience_s is not None:
+        waits_s = min(waits_s, operation.patience_s)
+    if waits_s <= 0:
+        return []
+    who, ends_s = (operation.rank, operation.id, operation.owner), until_s(now_s, waits_s)
+    found = []
+    for leg, account in waits:
+        marks = marked(account.marks, Mark(*who, leg.amount, ends_s), now_s)
+        # Of an account without figures nobody has ever had anything.
+        if marks is not account.marks and (account.limit or account.spent):
+            found.append((account, marks))
+    return found
+
+
+def _may_come(shortfall: Shortfall) -> bool:
+    """Whether there may be room at any time: not only when the window turns."""
+    return shortfall.kind == "held" or shortfall.follows
 
 
 def _refused(shortfalls: Sequence[Shortfall]) -> Short | None:
@@ -413,9 +463,10 @@ def _hardness(shortfall: Shortfall) -> int:
     return _HARDNESS[shortfall.kind]
 
 
-def _shortfall(leg: Leg, account: Account) -> Shortfall | None:
+def _shortfall(leg: Leg, account: Account, hold: Hold, now_s: float) -> Shortfall | None:
     limit, follows = account.limit - leg.reserve, leg.limit == FROM_LEDGER
-    if account.spent + account.held + leg.amount <= limit:
+    waited_for = _waited_for(leg, account, hold, now_s) if account.marks else 0
+    if account.spent + account.held + waited_for + leg.amount <= limit:
         return None
     kind: Literal["too_large", "spent", "held"] = "held"
     if leg.amount > limit and not follows:
@@ -428,7 +479,7 @@ def _shortfall(leg: Leg, account: Account) -> Shortfall | None:
         unit=leg.unit,
         limit=account.limit,
         spent=account.spent,
-        held=account.held,
+        held=account.held + waited_for,
         amount=leg.amount,
         kind=kind,
         window=account.key.window,
@@ -437,6 +488,14 @@ def _shortfall(leg: Leg, account: Account) -> Shortfall | None:
         reserve=leg.reserve,
         follows=follows,
     )
+
+
+def _waited_for(leg: Leg, account: Account, hold: Hold, now_s: float) -> int:
+    """What is kept for those who wait before this one. Who would not wait is refused by nobody who
+    does."""
+    if not leg.enforced or leg.wait_s <= 0 or hold.patience_s == 0:
+        return 0
+    return ahead(account.marks, hold.rank, hold.id, hold.owner, now_s)
 
 
 def _end(

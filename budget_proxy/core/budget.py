@@ -127,6 +127,11 @@ class Budget:
         return self.limit_for(payer) * self.reserve_percent // 100
 
     @property
+    def wait_s(self) -> float:
+        """How long a call that does not fit may wait; 0: it is refused at once, or let pass."""
+        return self.max_wait_s if self.on_shortfall == "wait" else 0.0
+
+    @property
     def caller_names_payer(self) -> bool:
         """Whether the payer is something the caller sets, and so is not trusted."""
         return any(part.kind != "fact" for part in self.for_each)

@@ -27,6 +27,11 @@ class Service:
     priority: Priority = "normal"
     weight: int = 1
 
+    @property
+    def rank(self) -> int:
+        """Of its priority: the lowest goes first."""
+        return PRIORITIES.index(self.priority)
+
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:

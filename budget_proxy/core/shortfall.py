@@ -46,7 +46,7 @@ def decide(
 
 def _patience(shortfall: Shortfall, budgets: Mapping[str, Budget]) -> float:
     budget = budgets.get(shortfall.budget)
-    return budget.max_wait_s if budget is not None and budget.on_shortfall == "wait" else 0.0
+    return budget.wait_s if budget is not None else 0.0
 
 
 def _may_change(shortfall: Shortfall, deadline_s: float) -> bool:

@@ -110,17 +110,18 @@ _NEW_ACCOUNTS = (
 )
 _WANTED = f"unnest(%s::text[], %s::text[], %s::text[], %s::text[]) AS wanted ({_KEY})"
 _LOCK_ACCOUNTS = (
-    f"SELECT {_ACCOUNT} FROM budget_proxy_accounts AS kept JOIN {_WANTED} USING ({_KEY}) "  # noqa: S608
+    f"SELECT {_ACCOUNT}, marks FROM budget_proxy_accounts AS kept JOIN {_WANTED} USING ({_KEY}) "  # noqa: S608
     "ORDER BY 1, 2, 3, 4 FOR UPDATE OF kept"
 )
 _LOCK_IDS = "WHERE id = ANY(%s::text[]) ORDER BY id FOR UPDATE"
 _LOCK_HOLDS = f"SELECT {HOLD} FROM budget_proxy_holds {_LOCK_IDS}"  # noqa: S608
 _LOCK_ENTRIES = f"SELECT {ENTRY} FROM budget_proxy_entries {_LOCK_IDS}"  # noqa: S608
 _SAVE_ACCOUNTS = (
-    "UPDATE budget_proxy_accounts AS kept SET lim = new.lim, spent = new.spent, held = new.held "  # noqa: S608
-    "FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[], %s::bigint[], "
-    f"%s::bigint[]) AS new ({_KEY}, lim, spent, held) WHERE kept.budget = new.budget "
-    'AND kept.payer = new.payer AND kept."window" = new."window" AND kept.unit = new.unit'
+    "UPDATE budget_proxy_accounts AS kept SET lim = new.lim, spent = new.spent, held = new.held, "  # noqa: S608
+    "marks = new.marks FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[], "
+    f"%s::bigint[], %s::bigint[], %s::text[]) AS new ({_KEY}, lim, spent, held, marks) "
+    "WHERE kept.budget = new.budget AND kept.payer = new.payer "
+    'AND kept."window" = new."window" AND kept.unit = new.unit'
 )
 _DROP_ACCOUNTS = (
     f"DELETE FROM budget_proxy_accounts AS kept USING {_WANTED} "  # noqa: S608

@@ -8,23 +8,30 @@ from typing import Any
 import msgspec
 
 from budget_proxy.core.book import Account, Entry, EntryLeg, HeldLeg, Key, OpenHold
+from budget_proxy.core.marks import Marks
 
 HOLD = "id, owner, at_s, deadline_s, legs, about"
 ENTRY = "id, at_s, kind, rule, legs, about, result"
 encode = msgspec.json.Encoder().encode
 _decode_held = msgspec.json.Decoder(tuple[HeldLeg, ...]).decode
 _decode_entry = msgspec.json.Decoder(tuple[EntryLeg, ...]).decode
+_decode_marks = msgspec.json.Decoder(Marks).decode
 
 
 def account_row(account: Account) -> tuple[Any, ...]:
     """What `account_of` reads."""
-    figures = (account.limit, account.spent, account.held)
+    marks = encode(account.marks).decode() if account.marks else None
+    figures = (account.limit, account.spent, account.held, marks)
     return (*account.key, account.start_s, account.end_s, *figures)
 
 
 def account_of(row: tuple[Any, ...]) -> Account:
-    """From budget, payer, window, unit, start, end, limit, spent, held."""
-    return Account(Key(*row[:4]), *row[4:])
+    """From budget, payer, window, unit, start, end, limit, spent, held, and marks where somebody
+    is to decide."""
+    account = Account(Key(*row[:4]), *row[4:9])
+    if len(row) > 9 and row[9]:
+        account.marks = _decode_marks(row[9])
+    return account
 
 
 def hold_row(hold: OpenHold) -> tuple[Any, ...]:

@@ -88,7 +88,7 @@ _SCHEMA = """
 CREATE TABLE accounts (
     budget TEXT NOT NULL, payer TEXT NOT NULL, window TEXT NOT NULL, unit TEXT NOT NULL,
     start_s INTEGER NOT NULL, end_s INTEGER, lim INTEGER NOT NULL,
-    spent INTEGER NOT NULL, held INTEGER NOT NULL,
+    spent INTEGER NOT NULL, held INTEGER NOT NULL, marks TEXT,
     PRIMARY KEY (budget, payer, window, unit)
 ) WITHOUT ROWID, STRICT;
 CREATE INDEX accounts_end ON accounts (end_s);
@@ -108,11 +108,12 @@ CREATE TABLE notes (
 """
 _ACCOUNT = "budget, payer, window, unit, start_s, end_s, lim, spent, held"
 _SAVE_ACCOUNT = (
-    f"INSERT INTO accounts ({_ACCOUNT}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "  # noqa: S608
-    "ON CONFLICT DO UPDATE SET lim = excluded.lim, spent = excluded.spent, held = excluded.held"
+    f"INSERT INTO accounts ({_ACCOUNT}, marks) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "  # noqa: S608
+    "ON CONFLICT DO UPDATE SET lim = excluded.lim, spent = excluded.spent, held = excluded.held, "
+    "marks = excluded.marks"
 )
 _LOAD_ACCOUNTS = (
-    f"SELECT {_ACCOUNT} FROM json_each(?) AS wanted JOIN accounts "  # noqa: S608
+    f"SELECT {_ACCOUNT}, marks FROM json_each(?) AS wanted JOIN accounts "  # noqa: S608
     "ON budget = wanted.value ->> 0 AND payer = wanted.value ->> 1 "
     "AND window = wanted.value ->> 2 AND unit = wanted.value ->> 3"
 )

@@ -45,13 +45,14 @@ CREATE TABLE budget_proxy_entries (
 CREATE INDEX budget_proxy_entries_at ON budget_proxy_entries (at_s);
 CREATE TABLE budget_proxy_budgets (name TEXT PRIMARY KEY, shape TEXT NOT NULL)
 """
-_NOTES = """
+_NOTES_AND_MARKS = """
 CREATE TABLE budget_proxy_notes (
     kind TEXT COLLATE "C" NOT NULL, name TEXT COLLATE "C" NOT NULL, version BIGINT NOT NULL,
     body BYTEA NOT NULL, PRIMARY KEY (kind, name)
-)
+);
+ALTER TABLE budget_proxy_accounts ADD COLUMN marks TEXT
 """
-MIGRATIONS: Mapping[int, str] = {1: _NOTES}
+MIGRATIONS: Mapping[int, str] = {1: _NOTES_AND_MARKS}
 """What makes a ledger of version n one of n + 1: statements apart by semicolons."""
 _RIGHTS = ("SELECT", "INSERT", "UPDATE", "DELETE")
 _TAKEN = frozenset(("42P07", "42710", "23505"))

@@ -1,6 +1,6 @@
 """How a ledger file that an older version wrote becomes one of this version, in one transaction.
 
-From 2 to 3: there is a table of notes.
+From 2 to 3: there is a table of notes, and accounts know who waits for them.
 
 From 1 to 2: the unit is a part of an account's key. Version 1 kept one account where a budget had
 changed its unit, and added amounts of both: those of the later unit are taken out of it, into an
@@ -53,6 +53,7 @@ def upgrade(db: sqlite3.Connection, version: int) -> None:
     if version < 2:
         _tell_units_apart(db)
     db.execute(_NOTES)
+    db.execute("ALTER TABLE accounts ADD COLUMN marks TEXT")
     db.execute("PRAGMA user_version = 3")
     db.execute("COMMIT")
 

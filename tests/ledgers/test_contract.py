@@ -184,6 +184,58 @@ def test_a_hold_is_taken_in_all_accounts_or_in_none(told: Any) -> None:
     told(story)
 
 
+def waiter(hold_id: str, amount: int, *, owner: str = "me", **more: Any) -> Hold:
+    """A hold that would wait."""
+    return Hold(hold_id, owner, (leg(amount=amount, wait_s=30.0),), 60.0, rank=1, **more)
+
+
+def test_who_waits_is_known_to_all_and_comes_before_who_comes_later(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        assert kinds(await ledger.commit([hold("1", leg(amount=80))])) == [Held]
+        assert kinds(await ledger.commit([waiter("2", 60)])) == [Short]
+        assert kinds(await ledger.commit([Release("1", "not_sent")])) == [Ended]
+        [short] = await ledger.commit([waiter("3", 41, owner="elsewhere")])
+        assert isinstance(short, Short)
+        assert [(it.kind, it.held) for it in short.shortfalls] == [("held", 60)]
+        urgent = waiter("4", 20, owner="elsewhere", patience_s=0.0)
+        assert kinds(await ledger.commit([urgent, waiter("2", 60)])) == [Held, Held]
+        assert await figures(ledger) == {"A": (0, 80)}
+        last = [waiter("3", 20, owner="elsewhere"), Release("2", "x"), Release("4", "x")]
+        assert kinds(await ledger.commit(last)) == [Held, Ended, Ended]
+
+    told(story)
+
+
+def test_who_left_the_line_is_soon_forgotten(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        await ledger.commit([hold("1", leg(amount=80)), waiter("2", 60), Release("1", "x")])
+        elsewhere = waiter("3", 41, owner="elsewhere")
+        assert kinds(await ledger.commit([elsewhere])) == [Short]
+        told.now[0] += 0.6
+        assert kinds(await ledger.commit([elsewhere])) == [Held]
+
+    told(story)
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_refusal_is_the_same_at_a_glance_and_in_a_commit(told: Any, waits: bool) -> None:
+    """Where it has to be written that somebody waits, nothing is told at a glance."""
+
+    async def story(ledger: Ledger) -> None:
+        asked = leg(amount=60, wait_s=30.0 if waits else 0.0)
+        await ledger.commit([hold("1", leg(amount=80))])
+        held = [Hold(str(number), "me", (asked,), 60.0, fresh=True) for number in range(2, 6)]
+        for number, each in enumerate(held):
+            glanced = ledger.glance(each)
+            if waits and number < 2:
+                assert glanced is None, "the first is marked; and then one commit is free of writes"
+            [short] = await ledger.commit([each])
+            assert glanced in (None, short)
+            told.now[0] += 0.01
+
+    told(story)
+
+
 def test_two_units_of_one_budget_are_two_accounts(told: Any) -> None:
     """Their amounts have no sum; each call ends in the unit that it was held in."""
 

@@ -366,7 +366,7 @@ def test_a_ledger_of_an_older_version_is_migrated_once(
     assert postgres.run("SELECT version FROM budget_proxy_ledger", database=database) == [(3,)]
 
 
-def test_a_ledger_of_version_1_gets_a_table_of_notes(
+def test_a_ledger_of_version_1_gets_a_table_of_notes_and_marks(
     url: str, postgres: PostgresServer, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def before(ledger: PostgresLedger) -> None:
@@ -378,8 +378,12 @@ def test_a_ledger_of_version_1_gets_a_table_of_notes(
         assert await ledger.notes("kind") == [Note("kind", "name", 1, b"1")]
 
     run(before, url)
-    undone = "DROP TABLE budget_proxy_notes", "UPDATE budget_proxy_ledger SET version = 1"
-    postgres.run(*undone, database=database)
+    postgres.run(
+        "DROP TABLE budget_proxy_notes",
+        "ALTER TABLE budget_proxy_accounts DROP COLUMN marks",
+        "UPDATE budget_proxy_ledger SET version = 1",
+        database=database,
+    )
     with pytest.raises(LedgerRefusedError, match="Run 'budget-proxy ledger migrate'"):
         asyncio.run(PostgresLedger.open(url))
     asyncio.run(opener.migrate(url))

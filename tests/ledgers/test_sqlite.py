@@ -335,7 +335,7 @@ def test_an_upgrade_that_fails_has_changed_nothing(
     run(whole, path)
 
 
-def test_a_ledger_of_version_2_gets_a_table_of_notes(tmp_path: Path) -> None:
+def test_a_ledger_of_version_2_gets_a_table_of_notes_and_marks(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db"
 
     async def begin(ledger: SqliteLedger) -> None:
@@ -347,7 +347,8 @@ def test_a_ledger_of_version_2_gets_a_table_of_notes(tmp_path: Path) -> None:
         assert await ledger.notes("kind") == [Note("kind", "name", 1, b"1")]
 
     run(begin, path)
-    a_database(path, "DROP TABLE notes", "PRAGMA user_version = 2")
+    without_marks = "ALTER TABLE accounts DROP COLUMN marks"
+    a_database(path, "DROP TABLE notes", without_marks, "PRAGMA user_version = 2")
     run(go_on, path)
 
 

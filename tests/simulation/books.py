@@ -12,6 +12,7 @@ from budget_proxy.core.book import (
     Ended,
     Entry,
     Held,
+    Hold,
     Key,
     OpenHold,
     Operation,
@@ -21,6 +22,9 @@ from budget_proxy.core.book import (
 )
 
 NO_LIMIT = 1 << 60
+MARK_S, RENEW_S = 0.5, 0.25
+Waiting = dict[Key, int]
+"""Steps."""
 
 
 class BrokenPromiseError(AssertionError):
@@ -44,14 +48,42 @@ class Books:
 
     # -- each operation, inside the transaction -------------------------------------------------
 
-    def done(self, operation: Operation, outcome: Outcome, page: Page) -> None:
+    def waiting(self, operation: Operation, page: Page, now_s: float) -> Waiting:
+        """What others wait for, elsewhere and before a hold that would wait too, in each account:
+        asked before each operation, which may change it."""
+        found: Waiting = {}
+        if (
+            type(operation) is not Hold
+            or operation.patience_s == 0
+            or not any(account.marks for account in page.accounts.values())
+        ):
+            return found
+        rank, name = operation.rank, operation.id
+        for leg in operation.legs:
+            key = Key(leg.budget, leg.payer, leg.span.at(now_s).key, leg.unit)
+            account = page.accounts.get(key)
+            if account is None or not (leg.enforced and leg.wait_s):
+                continue
+            for mark in account.marks:
+                stands = now_s < mark.until_s <= now_s + MARK_S
+                first = mark.rank < rank or (mark.rank == rank and mark.id < name)
+                if stands and first and mark.owner != operation.owner:
+                    found[key] = found.get(key, 0) + mark.amount
+        return found
+
+    def done(
+        self, operation: Operation, outcome: Outcome, page: Page, waiting: Waiting, now_s: float
+    ) -> None:
         """An operation was applied."""
         kind = type(outcome)
         if kind is Held:
             if operation.id in page.opened:
                 self._admitted(operation, page)
+                if waiting:
+                    _check_nobody_was_passed(operation, page, waiting)
         elif kind is Short:
-            _check_refusal(outcome, page)
+            _check_refusal(outcome, page, waiting)
+            _check_marked(operation, outcome, page, now_s)
         elif kind is Ended:
             _check_overruns(outcome, page.written[operation.id])
 
@@ -166,11 +198,43 @@ class Books:
             raise BrokenPromiseError(f"entries of accounts that are not there: {sums}")
 
 
-def _check_refusal(outcome: Any, page: Page) -> None:
-    """Nothing that fits is refused."""
+def _check_nobody_was_passed(operation: Any, page: Page, waiting: Waiting) -> None:
+    """Whoever waited before, elsewhere, still fits."""
+    limits = {leg[:2]: leg.limit for leg in operation.legs}
+    for key, amount in waiting.items():
+        account = page.accounts[key]
+        if account.spent + account.held + amount > limits[key[:2]]:
+            raise BrokenPromiseError(
+                f"{operation.id} has taken what others waited for before: {amount} of {account}"
+            )
+
+
+def _check_marked(operation: Any, outcome: Any, page: Page, now_s: float) -> None:
+    """Whoever waits for holds to end is known where it waits, or one of its worker is that comes
+    before it."""
+    waits_s = {leg[:2]: leg.wait_s for leg in operation.legs}
+    if operation.patience_s == 0 or not all(
+        short.kind == "held" and waits_s[short.budget, short.payer] for short in outcome.shortfalls
+    ):
+        return
     for short in outcome.shortfalls:
-        account = page.accounts.get(Key(short.budget, short.payer, short.window, short.unit))
+        account = page.accounts[Key(short.budget, short.payer, short.window, short.unit)]
+        if not any(
+            mark.owner == operation.owner
+            and (mark.rank, mark.id) <= (operation.rank, operation.id)
+            and mark.until_s - now_s > (RENEW_S if mark.id == operation.id else 0.0)
+            for mark in account.marks
+        ):
+            raise BrokenPromiseError(f"{operation.id} waits, and nobody knows: {account}")
+
+
+def _check_refusal(outcome: Any, page: Page, waiting: Waiting) -> None:
+    """Nothing that fits is refused, beside what is kept for those who waited before."""
+    for short in outcome.shortfalls:
+        key = Key(short.budget, short.payer, short.window, short.unit)
+        account = page.accounts.get(key)
         spent, held = (0, 0) if account is None else (account.spent, account.held)
+        held += waiting.get(key, 0)
         if (spent, held) != (short.spent, short.held):
             raise BrokenPromiseError(f"spent {spent}, held {held}, and this was told: {short}")
         if spent + held + short.amount <= short.limit:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from budget_proxy import admission, waitlist
-from budget_proxy.core import book
+from budget_proxy.core import book, marks
 from budget_proxy.ledgers import pending
 
 
@@ -64,6 +64,20 @@ FAULTS = {
     "an account that changed is not saved": Fault(
         book, "_hold", "page.touched.add(account.key)", "pass"
     ),
+    # Who waits elsewhere.
+    "nobody heeds who waits elsewhere": Fault(
+        book, "_shortfall", "if account.marks else 0", "if False else 0"
+    ),
+    "who came first heeds who came later": Fault(
+        book, "ahead", "mark[:2] < (rank, name)", "mark[:2] != (rank, name)"
+    ),
+    "an owner heeds its own line": Fault(book, "ahead", "mark.owner != owner", "True"),
+    "the dead wait for ever": Fault(marks, "_stands", "now_s < mark.until_s <=", "mark.until_s <="),
+    "who would not wait heeds those who do": Fault(
+        book, "_waited_for", "or hold.patience_s == 0", ""
+    ),
+    "who waits is not marked": Fault(book, "_may_come", 'shortfall.kind == "held"', "False"),
+    "a mark is not renewed": Fault(book, "marked", "<= RENEW_S", "<= 0"),
     "the late truth finds no account": Fault(book, "late_keys", '== "presumed"', '== "settled"'),
     # What gathers operations, and what waits.
     "a hold that failed is not given back": Fault(

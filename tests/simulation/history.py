@@ -33,9 +33,10 @@ STARTS_S = (
     1_793_491_190,  # 2026-11-01T00:59:50 in Berlin
     1_792_882_790,  # ten seconds before they go back
 )
-PASSES_S = (0.0, 0.0, 0.0, 0.5, 2.0, 5.0, 10.0, 61.0)
+PASSES_S = (0.0, 0.0, 0.3, 0.5, 2.0, 5.0, 10.0, 61.0)
 JUMPS_S = (-3600.0, -90.0, -1.0, 200.0, 3600.0, 86_400.0)
 LIFETIMES_S = (30.0, 60.0, 300.0)
+PATIENCES_S = (0.0, 5.0, *(None,) * 14)
 AHEADS_S = (0.0, 0.0, 0.0, 0.4, -2.0, 45.0)
 FOR_EVER_S = 400 * 86_400.0
 WHY = "the store did not answer"
@@ -154,11 +155,19 @@ class History:
         service = self._one(SERVICES)
         self.made += 1
         amount = (1, 10, 20, 40)[int(self.some() * 4)]
-        call = Call(f"c{self.made}", worker, 1 + int(self.some() * amount))
+        call = Call(f"c{self.made:03}", worker, 1 + int(self.some() * amount))
         self.calls[call.id] = call
         legs = legs_of(worker._binding, service, call.estimate)
-        hold = Hold(call.id, worker.name, legs, self._one(LIFETIMES_S), fresh=True)
-        patience_s = 5.0 if self.some() < 0.1 else None
+        patience_s = PATIENCES_S[int(self.some() * 16)]
+        hold = Hold(
+            call.id,
+            worker.name,
+            legs,
+            self._one(LIFETIMES_S),
+            fresh=True,
+            rank=service.rank,
+            patience_s=patience_s,
+        )
         if self.statement is not None:
             self.say(worker.name, f"{call.id} comes from {service.name}, at most {call.estimate}")
         worker.comes(Request(hold, service, patience_s, 0, None))

@@ -70,5 +70,6 @@ def legs_of(binding: Binding, service: Service, amount: int) -> tuple[Leg, ...]:
             payer = service.name
         steps = amount if budget.unit == "USD" else 1
         enforced = budget.on_shortfall != "report"
-        legs.append(Leg(name, payer, budget.unit, budget.span, budget.limit, steps, enforced))
+        account = name, payer, budget.unit, budget.span
+        legs.append(Leg(*account, budget.limit, steps, enforced, 0, budget.wait_s))
     return tuple(legs)

@@ -29,9 +29,10 @@ class Store:
         apply, now_s, done = book.apply, self.now_s, self.books.done
         outcomes = []
         for operation in batch:
+            waiting = self.books.waiting(operation, page, now_s)
             outcome = apply(operation, page, now_s)
             outcomes.append(outcome)
-            done(operation, outcome, page)
+            done(operation, outcome, page, waiting, now_s)
         self.books.saved(page, self.accounts, self.holds, self.entries)
         self._save(page)
         if self.on_commit is not None:
@@ -54,7 +55,7 @@ class Store:
             for key in keys:
                 if key not in loaded and (row := kept.get(key)) is not None:
                     loaded[key] = Account(
-                        key, row.start_s, row.end_s, row.limit, row.spent, row.held
+                        key, row.start_s, row.end_s, row.limit, row.spent, row.held, row.marks
                     )
         return page
 
