@@ -11,12 +11,13 @@ calls in flight hold.
 
 Others who spend from the same account show as *drift*: by how much the balance fell more than our
 own spending explains, wherever in the lag each of our calls was billed. Drift that goes on is taken
-off in advance.
+off in advance; what others spent at once is only gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import msgspec
@@ -119,15 +120,29 @@ def drift_rate(seen: Seen, lag_s: float) -> float:
     if len(looks) <= SUSTAINED:
         return 0.0
     first, last = looks[0], looks[-1]
-    own = max(
+    others = first.amount - last.amount - _own(seen, first.at_s - lag_s, last.at_s)
+    return max(0.0, min(others, _lasting(seen)) / max(last.at_s - first.at_s, 1.0))
+
+
+def _lasting(seen: Seen) -> int:
+    """What others took at most, if it is to go on: what was missing in fewer than SUSTAINED
+    intervals was spent at once."""
+    missing = [
+        before.amount - after.amount - _own(seen, before.at_s, after.at_s)
+        for before, after in pairwise(seen.looks)
+    ]
+    return sorted(missing)[-SUSTAINED] * len(missing)
+
+
+def _own(seen: Seen, since_s: float, until_s: float) -> int:
+    """What the budgets on the balance spent between two instants: the one that saw most."""
+    return max(
         (
-            spent_then(samples, last.at_s) - spent_then(samples, first.at_s - lag_s)
+            spent_then(samples, until_s) - spent_then(samples, since_s)
             for samples in seen.samples.values()
         ),
         default=0,
     )
-    others = first.amount - last.amount - own
-    return max(0.0, others / max(last.at_s - first.at_s, 1.0))
 
 
 def limit_of(seen: Seen, budget: str, *, keep: int, lag_s: float, every_s: float) -> int:

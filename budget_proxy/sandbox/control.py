@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from budget_proxy.sandbox.bank import Bank, Charge
 
 PREFIX = "/_sandbox/"
+MAX_HEARD_BYTES = 64 * 1024
 
 
 def add_control_routes(app: web.Application) -> None:
@@ -36,6 +37,8 @@ def add_control_routes(app: web.Application) -> None:
     app.router.add_get(f"{PREFIX}topups", _top_ups)
     app.router.add_post(f"{PREFIX}spend", _spend)
     app.router.add_get(f"{PREFIX}refusals", _refusals)
+    app.router.add_post(f"{PREFIX}hooks", _hear)
+    app.router.add_get(f"{PREFIX}hooks", _heard)
     app.router.add_post(f"{PREFIX}reset", _reset)
 
 
@@ -125,6 +128,17 @@ async def _refusals(request: web.Request) -> web.Response:  # noqa: ARG001 (it i
         for row in REFUSALS.values()
     ]
     return json_answer({"refusals": rows})
+
+
+async def _hear(request: web.Request) -> web.Response:
+    """A webhook to try alerts with: takes anything."""
+    text = (await request.read())[:MAX_HEARD_BYTES].decode("utf-8", "replace")
+    request.app[SANDBOX].heard.append(text)
+    return web.Response(text="ok")
+
+
+async def _heard(request: web.Request) -> web.Response:
+    return json_answer({"hooks": list(request.app[SANDBOX].heard)})
 
 
 async def _reset(request: web.Request) -> web.Response:

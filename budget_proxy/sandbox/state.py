@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from budget_proxy.sandbox.settings import Settings
 
 KEPT_REQUESTS = 1_000
+KEPT_HOOKS = 100
 
 Fate = Literal["served", "failed", "refused"]
 RawHeaders = tuple[tuple[bytes, bytes], ...]
@@ -82,6 +83,7 @@ class Sandbox:
         self.open_max = self.open
         self.calls = 0
         self.seen: deque[Seen] = deque(maxlen=KEPT_REQUESTS)
+        self.heard: deque[str] = deque(maxlen=KEPT_HOOKS)
 
     def turn(self, values: Mapping[str, object]) -> None:
         """Change settings; a balance that is given replaces the present one."""

@@ -110,6 +110,19 @@ DRIFTS: dict[str, tuple[list[tuple[float, int, int]], float]] = {
         0.0,
     ),
     "both spend": ([(60.0 * n, 1000 - 70 * n, 10 * n) for n in range(11)], 1.0),
+    "others spend at once": ([(60.0 * n, 9000 - 8000 * (n > 3), 0) for n in range(11)], 0.0),
+    "others spend at once, twice, while we spend": (
+        [(60.0 * n, 9000 - 3000 * (n > 3) - 3000 * (n > 6) - 9 * n, 9 * n) for n in range(11)],
+        0.0,
+    ),
+    "others spend at once, besides": (
+        [(60.0 * n, 9900 - 8000 * (n > 3) - 60 * n, 0) for n in range(11)],
+        1.0,
+    ),
+    "others spend while we spend at once": (
+        [(60.0 * n, 9900 - 500 * (n > 5) - 60 * n, 500 * (n > 4)) for n in range(11)],
+        1.0,
+    ),
     "after a top-up it begins anew": (
         [*((60.0 * n, 1000 - 60 * n, 0) for n in range(6)), (360.0, 9000, 0), (420.0, 8940, 0)],
         0.0,

@@ -242,6 +242,18 @@ def test_garbage_is_not_json_or_not_even_http_and_is_billed() -> None:
     asyncio.run(in_sandbox(scenario))
 
 
+def test_a_webhook_is_taken_as_it_comes_and_shown() -> None:
+    async def scenario(served: Served) -> None:
+        for raw in (b'{"text": "gone"}', b"\xff not JSON"):
+            assert (await served.text("/_sandbox/hooks", raw=raw))[:2] == (200, "ok")
+        _, told = await served.get("/_sandbox/hooks")
+        assert told == {"hooks": ['{"text": "gone"}', "\ufffd not JSON"]}
+        await served.post("/_sandbox/reset")
+        assert (await served.get("/_sandbox/hooks"))[1] == {"hooks": []}
+
+    asyncio.run(in_sandbox(scenario))
+
+
 def test_settings_are_changed_at_run_time_and_reset_to_the_start() -> None:
     async def scenario(served: Served) -> None:
         change = {"output_tokens": 2, "balance": "1 USD", "fail": None}
