@@ -165,6 +165,33 @@ async def serving(cwd: Path, policy: str | None = None, **variables: str) -> Asy
         yield process
 
 
+@contextlib.asynccontextmanager
+async def fleet(
+    cwd: Path, policy: str | None, workers: int, **variables: str
+) -> AsyncIterator[Process]:
+    """`serve` with so many workers, ready."""
+    if policy is not None:
+        (cwd / "policy.yaml").write_text(policy)
+    words = ("serve", "policy.yaml", "--workers", str(workers))
+    with started(*words, cwd=cwd, **variables) as process:
+        await process.is_ready()
+        try:
+            yield process
+        finally:
+            for pid in workers_of(process):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+
+
+def workers_of(process: Process) -> list[int]:
+    """The worker processes of a supervisor."""
+    try:
+        children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(pid) for pid in children.split()]
+
+
 class Gate:
     """An upstream that answers when it is told to."""
 

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MARK_S = 0.5
-"""How long a mark stands that is not renewed: the tries of a line are a fifth of that apart."""
-RENEW_S = 0.25
+MARK_S = 1.0
+"""How long a mark stands that is not renewed. The tries of a line are a tenth of that apart: a busy
+worker may be late, and others wait no longer than that for a caller who left or a dead worker."""
+RENEW_S = 0.5
 """It is renewed when no more than that is left: a refused try writes nothing in between."""
 MAX_MARKS = 16
 """In one account; of more, the first."""

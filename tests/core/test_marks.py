@@ -162,7 +162,7 @@ STATEMENTS: dict[str, list[Row]] = {
         FULL,
         ("a hold 2 A:60/100", "short A:held:80", "A 2:60"),
         ("release 1", "ended", "A 2:60"),
-        ("after 0.4", "", "A 2:60"),
+        ("after 0.9", "", "A 2:60"),
         ("b hold 3 A:60/100", "short A:held:60", "A 2:60 3:60"),
         ("after 0.2", "", "A 2:60 3:60"),
         ("b hold 3 A:60/100", "held", ""),
@@ -170,10 +170,10 @@ STATEMENTS: dict[str, list[Row]] = {
     "who still waits is marked anew, and not at each try": [
         FULL,
         ("a hold 2 A:60/100", "short A:held:80", "A 2:60"),
-        ("after 0.3", "", "A 2:60"),
+        ("after 0.6", "", "A 2:60"),
         ("a hold 2 A:60/100", "short A:held:80", "A 2:60"),
         ("release 1", "ended", "A 2:60"),
-        ("after 0.4", "", "A 2:60"),
+        ("after 0.9", "", "A 2:60"),
         ("b hold 3 A:60/100", "short A:held:60", "A 2:60 3:60"),
     ],
     "an owner has one mark, that of whoever is first": [
@@ -232,9 +232,9 @@ def test_a_refusal_changes_the_page_only_where_a_mark_is_to_be_written() -> None
     assert asks("1", "A:30/100!", 0) == (True, False)
     assert asks("2", "A:101/100", 0) == (True, False)
     assert asks("3", "A:30/100", 0) == (False, True)
-    assert asks("3", "A:30/100", 0.2) == (True, False)
-    assert asks("4", "A:30/100", 0.2) == (True, False)
-    assert asks("3", "A:30/100", 0.3) == (False, True)
+    assert asks("3", "A:30/100", 0.4) == (True, False)
+    assert asks("4", "A:30/100", 0.4) == (True, False)
+    assert asks("3", "A:30/100", 0.6) == (False, True)
 
 
 def mark(name: str, owner: str = "a", rank: int = 1, amount: int = 1, at_s: float = NOW_S) -> Mark:

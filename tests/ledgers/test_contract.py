@@ -211,7 +211,7 @@ def test_who_left_the_line_is_soon_forgotten(told: Any) -> None:
         await ledger.commit([hold("1", leg(amount=80)), waiter("2", 60), Release("1", "x")])
         elsewhere = waiter("3", 41, owner="elsewhere")
         assert kinds(await ledger.commit([elsewhere])) == [Short]
-        told.now[0] += 0.6
+        told.now[0] += 1.1
         assert kinds(await ledger.commit([elsewhere])) == [Held]
 
     told(story)
@@ -627,3 +627,31 @@ def test_what_was_answered_is_there_after_a_restart(
     asyncio.run(life(again))
     assert asyncio.run(life(everything)) == before
     assert [len(part) for part in before] == [2, 2, 1, 0, 2, 1]
+
+
+@pytest.mark.parametrize("store", DURABLE)
+def test_who_waits_at_one_machine_is_not_passed_at_another(
+    store: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    place = place_for(store, request, tmp_path)
+
+    async def story() -> None:
+        one = await STORES[store](place, lambda: NOW_S)
+        other = await STORES[store](place, lambda: NOW_S)
+        try:
+            for number in range(100, 200, 10):
+                full, first, later = (str(number + step) for step in range(3))
+                assert kinds(await other.commit([hold(full, leg(amount=80))])) == [Held]
+                assert kinds(await one.commit([waiter(first, 60, owner="one")])) == [Short]
+                assert kinds(await other.commit([Release(full, "x")])) == [Ended]
+                passing = waiter(later, 60, owner="other")
+                assert kinds(await other.commit([passing])) == [Short]
+                assert kinds(await one.commit([waiter(first, 60, owner="one")])) == [Held]
+                assert kinds(await other.commit([passing])) == [Short]
+                assert kinds(await one.commit([Release(first, "x")])) == [Ended]
+                assert kinds(await other.commit([passing, Release(later, "x")])) == [Held, Ended]
+        finally:
+            await one.close()
+            await other.close()
+
+    asyncio.run(story())

@@ -22,7 +22,7 @@ from budget_proxy.core.book import (
 )
 
 NO_LIMIT = 1 << 60
-MARK_S, RENEW_S = 0.5, 0.25
+MARK_S, RENEW_S = 1.0, 0.5
 Waiting = dict[Key, int]
 """Steps."""
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,18 @@ import pytest
 from fault_rounds import TIMEOUT_S, dice, rounds
 from harness import running_sandbox
 from postgres_server import PostgresServer
-from processes import GEO, POLICY, Gate, Process, run, started, status_of, until
+from processes import (
+    GEO,
+    POLICY,
+    Gate,
+    Process,
+    fleet,
+    run,
+    started,
+    status_of,
+    until,
+    workers_of,
+)
 
 from budget_proxy.ledgers.flock import holder_of
 from budget_proxy.ledgers.postgres import PostgresLedger
@@ -34,33 +44,6 @@ PRICE = 5_000_000
 
 def cap(limit: str, more: str = "") -> str:
     return f"budgets: {{cap: {{limit: {limit}, per: total{more}}}}}\n"
-
-
-@contextlib.asynccontextmanager
-async def fleet(
-    cwd: Path, policy: str | None, workers: int, **variables: str
-) -> AsyncIterator[Process]:
-    """`serve` with so many workers, ready."""
-    if policy is not None:
-        (cwd / "policy.yaml").write_text(policy)
-    words = ("serve", "policy.yaml", "--workers", str(workers))
-    with started(*words, cwd=cwd, **variables) as process:
-        await process.is_ready()
-        try:
-            yield process
-        finally:
-            for pid in workers_of(process):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGCONT)
-
-
-def workers_of(process: Process) -> list[int]:
-    """The worker processes of a supervisor."""
-    try:
-        children = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children").read_text()
-    except OSError:
-        return []
-    return [int(pid) for pid in children.split()]
 
 
 def alive(pid: int) -> bool:
