@@ -32,6 +32,7 @@ TRY_S = 15.0
 """How long one process has the right to try; then another one may."""
 FIRST_TRY_S, LONGEST_TRY_S = 30.0, 600.0
 """Between two tries where nobody watches the balance; doubled each time."""
+MOST_DOUBLINGS = 10
 TOO_BIG_S = 600.0
 """How long calls of a size are refused that was too much for the account."""
 _encode = msgspec.json.Encoder().encode
@@ -92,6 +93,8 @@ class StopKeeper:
                 await self.look()
             except LedgerDownError as error:
                 logger.debug("the stops could not be read: %s", error)
+            except Exception:  # one stumble must not end it
+                logger.exception("the stops could not be read")
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
@@ -139,9 +142,11 @@ class StopKeeper:
                 await self._open(name, stop, now_s)
             elif _breaker(note.body).trying_until_s > now_s:
                 await self._failed(note, now_s)
+            elif (stop.above or 0) < (_breaker(note.body).stop.above or 0):
+                await self._open(name, stop, now_s, note)
             await self._spread([])
 
-    async def _open(self, name: str, stop: Stop, now_s: float) -> None:
+    async def _open(self, name: str, stop: Stop, now_s: float, was: Note | None = None) -> None:
         until_s = stop.until_s
         if stop.kind == "too_big":
             stop = msgspec.structs.replace(stop, until_s=now_s + TOO_BIG_S)
@@ -151,14 +156,14 @@ class StopKeeper:
             stop = msgspec.structs.replace(stop, until_s=None)
             pause_s = 0.0 if self._watched(stop.name) else FIRST_TRY_S
             breaker = Breaker(stop, try_at_s=until_s or (now_s + pause_s if pause_s else 0.0))
-        if await self._write(Note(BREAKER, name, 0, b""), _encode(breaker)):
+        if await self._write(was or Note(BREAKER, name, 0, b""), _encode(breaker)):
             logger.error("upstream %s is stopped (%s): %s", stop.name, stop.kind, stop.why)
 
     async def _failed(self, note: Note, now_s: float) -> None:
         """A call tried and was not served."""
         breaker = _breaker(note.body)
         tries = breaker.tries + 1
-        pause_s = min(FIRST_TRY_S * 2**tries, LONGEST_TRY_S)
+        pause_s = min(FIRST_TRY_S * 2 ** min(tries, MOST_DOUBLINGS), LONGEST_TRY_S)
         try_at_s = 0.0 if self._watched(breaker.stop.name) else now_s + pause_s
         again = msgspec.structs.replace(breaker, tries=tries, try_at_s=try_at_s, trying_until_s=0.0)
         await self._write(note, _encode(again))
