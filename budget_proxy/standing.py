@@ -53,7 +53,7 @@ def figures_of(standing: Standing) -> Iterator[Figure]:
     yield from _of_pauses(standing)
     for webhook in dict.fromkeys([*standing.house.webhooks, *standing.undelivered]):
         count = standing.undelivered.get(webhook, 0)
-        yield Figure("budget_proxy_alerts_undelivered", {"webhook": webhook}, float(count))
+        yield Figure("budget_proxy_alerts_undelivered", {"webhook": webhook}, count)
 
 
 def _of_balance(view: BalanceView, standing: Standing) -> Iterator[Figure]:
@@ -95,7 +95,7 @@ def _of_breakers(standing: Standing) -> Iterator[Figure]:
     known = [(name, kind) for name in standing.house.upstreams for kind in MONEY_STOPS]
     for name, kind in dict.fromkeys([*known, *sorted(is_open)]):
         labels = {"upstream": name, "kind": kind}
-        yield Figure("budget_proxy_breaker_open", labels, float((name, kind) in is_open))
+        yield Figure("budget_proxy_breaker_open", labels, (name, kind) in is_open)
 
 
 def _of_pauses(standing: Standing) -> Iterator[Figure]:
@@ -103,7 +103,7 @@ def _of_pauses(standing: Standing) -> Iterator[Figure]:
     could = islice(_pausable(standing.house), MAX_PAUSABLE)
     for scope, name in dict.fromkeys([*sorted(paused), *could]):
         labels = {"scope": scope, "name": name}
-        yield Figure("budget_proxy_paused", labels, float((scope, name) in paused))
+        yield Figure("budget_proxy_paused", labels, (scope, name) in paused)
 
 
 def _pausable(house: House) -> Iterable[tuple[str, str]]:

@@ -54,8 +54,21 @@ Distribute = Callable[[Sequence[Stop], Sequence[str]], None]
 
 async def stops_in(ledger: Ledger) -> list[Stop]:
     """Every stop that the ledger knows of. Raises LedgerDownError."""
-    pauses = [_stop(note.body) for note in await ledger.notes(PAUSE)]
-    return pauses + [_breaker(note.body).stop for note in await ledger.notes(BREAKER)]
+    return [_as_stop(note) for note in await _readable(ledger)]
+
+
+async def _readable(ledger: Ledger) -> list[Note]:
+    """The notes of stops, without those that nobody can read: one of them must not let all others
+    go. Raises LedgerDownError."""
+    found = []
+    for note in [*await ledger.notes(PAUSE), *await ledger.notes(BREAKER)]:
+        try:
+            _as_stop(note)
+        except msgspec.MsgspecError:
+            logger.error("the %s %r cannot be read and stops nothing", note.kind, note.name)
+        else:
+            found.append(note)
+    return found
 
 
 class StopKeeper:
@@ -247,7 +260,7 @@ class StopKeeper:
     # -- notes -------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        notes = [*await self._ledger.notes(PAUSE), *await self._ledger.notes(BREAKER)]
+        notes = await _readable(self._ledger)
         self._notes = {(note.kind, note.name): note for note in notes}
 
     async def _write(self, note: Note, body: bytes | None) -> bool:

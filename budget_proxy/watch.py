@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from budget_proxy.control_client import Answer, ControlError, fetch
-from budget_proxy.core.balance import Bad, Reading, Watch, is_plausible, read, request_of
+from budget_proxy.core.balance import Bad, BadKind, Reading, Watch, is_plausible, read, request_of
 from budget_proxy.core.book import AccountState, Cap, Remark
 from budget_proxy.core.budget import EVERYONE, Budget
 from budget_proxy.core.events import BalanceLooked, Event
@@ -322,7 +322,8 @@ class BalanceWatch:
                 proxy=upstream.proxy,
             )
         except ControlError as error:
-            return Bad("status", str(error))
+            kind: BadKind = "too_large" if error.kind == "too_large" else "status"
+            return Bad(kind, f"gave no answer: {error}")
         content_type = answer.headers.get("content-type", "")
         reading = read(watch.shape, answer.status, content_type, answer.body)
         highest = watched.seen.highest if watched.seen else None
