@@ -1,4 +1,4 @@
-"""The keeper of stops on a ledger in memory: pauses, and breakers that open, are tried and close."""
+"""The keeper of stops on a ledger in memory: pauses; breakers that open, are tried and close."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ def test_a_pause_is_told_kept_and_ended_by_a_person() -> None:
         await rig.keeper.look()
         assert rig.kinds == [], "and on every machine"
         entries = [json.loads(entry.about) for entry in await rig.ledger.entries(0)]
-        assert [(one["who"], one["what"]["stop"]) for one in entries] == [
+        assert {(one["who"], one["what"]["stop"]) for one in entries} == {
             ("ada", "budget/team"),
             ("eve", "budget/team"),
-        ]
+        }
 
     played(story)
 
