@@ -63,6 +63,7 @@ from budget_proxy.pooling import Snapshot
 from budget_proxy.proxy import Proxy
 from budget_proxy.relearning import relearn
 from budget_proxy.roster import Roster
+from budget_proxy.standing import Standing
 from budget_proxy.stop_keeper import stops_in
 from budget_proxy.stops import StopBoard
 from budget_proxy.upstream import Outgoing, Switchboard
@@ -119,6 +120,7 @@ class App:
         whose name a worker holds. `fleet`: the workers of a keeper."""
         self._load = load
         self._clock = clock
+        self._began_s = clock()
         self._random = random.Random(secrets.randbits(128))  # noqa: S311 - ids, not secrets
         self._owner = owner or secrets.token_hex(8)
         self._keeps, self._answers = part != "worker", part != "keeper"
@@ -139,6 +141,7 @@ class App:
             in_flight=lambda: self._listener.in_flight if self._answers else 0,
             log_lines_dropped=lambda: self._call_log.dropped if self._call_log else 0,
             others=self._fleet_for_scrape,
+            standing=self._standing_for_scrape,
         )
         self.instruments.begin(self.house)
         self._observers: list[Observer] = [self.instruments, *observers]
@@ -395,9 +398,9 @@ class App:
                 await self._commit.commit(Release(self._new_id(), "reloaded"))
                 await self._open_budgets(house, known)
                 await self._remember_budgets(known)
-                await self.keeping.begin(self.house)
             except LedgerDownError as error:
                 logger.error("what new budgets begin with is not all booked: %s", error)
+            await self.keeping.begin(self.house)
             return []
 
     async def prepare(self, load: Callable[[], House]) -> list[str]:
@@ -523,6 +526,24 @@ class App:
             return future.result(SCRAPE_LEDGER_S)
         finally:
             future.cancel()
+
+    def _standing_for_scrape(self) -> Standing:
+        future = asyncio.run_coroutine_threadsafe(self._standing(), self._loop)
+        try:
+            return future.result(SCRAPE_LEDGER_S)
+        finally:
+            future.cancel()
+
+    async def _standing(self) -> Standing:
+        return Standing(
+            self.house,
+            await self.keeping.balances_seen(),
+            self.keeping.runways(),
+            self.keeping.stops,
+            dict(self.keeping.alerting.undelivered),
+            self._clock(),
+            self._began_s,
+        )
 
     def _fleet_for_scrape(self) -> Iterable[Snapshot]:
         if self._fleet is None:

@@ -28,7 +28,7 @@ from budget_proxy.core.topup import Attempt, Plan, TopUpAnswer, standing_of
 from budget_proxy.ledgers import Clock, Ledger, LedgerDownError, is_shared
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.lookout import Lookout, balance_runways_s
-from budget_proxy.stop_keeper import Distribute, StopKeeper
+from budget_proxy.stop_keeper import LOOK_S, Distribute, StopKeeper
 from budget_proxy.topups import TopUps
 from budget_proxy.watch import BalanceView, BalanceWatch
 
@@ -111,7 +111,7 @@ class Keeping:
         self._spawn(burn.keep(self._burn))
 
     async def begin(self, house: House) -> None:
-        """Another policy is in force. Raises LedgerDownError."""
+        """Another policy is in force."""
         self._house = house
         self._topups.put(_plans(house))
         await self._watch.begin(house)
@@ -164,8 +164,16 @@ class Keeping:
 
     def opened(self, stop: Stop) -> None:
         """A call heard from its provider that the money is out."""
-        self._spawn(self._quietly(self._stops.opened(stop)))
+        self._spawn(self._open(stop))
         self._watch.look_soon(stop.name)
+
+    async def _open(self, stop: Stop) -> None:
+        """Until the ledger has it: the process that heard it stops at once, and says it once."""
+        while True:
+            try:
+                return await self._stops.opened(stop)
+            except LedgerDownError:
+                await asyncio.sleep(LOOK_S)
 
     async def may_try(self, upstream: str) -> bool | None:
         """Whether the call that asks may try if a stop is over; None: the ledger is down."""
@@ -252,7 +260,16 @@ class Keeping:
 
     async def balances(self) -> list[BalanceView]:
         """Every balance that the policy names. Raises LedgerDownError."""
+        if not self._watch.watches:
+            return []
         return self._watch.views(await self._ledger.accounts())
+
+    async def balances_seen(self) -> list[BalanceView]:
+        """The same; without the ledger what was read last, and nothing of what may be spent."""
+        try:
+            return await self.balances()
+        except LedgerDownError:
+            return [view._replace(usable=None) for view in self._watch.views(())]
 
     async def pause(
         self, scope: Scope, name: str, *, why: str, who: str, until_s: float | None

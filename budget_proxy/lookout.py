@@ -13,15 +13,12 @@ from budget_proxy.alerting import balance_gauge, gauges_of, names_of
 from budget_proxy.core.alert import Condition, ConditionKind, Facts, Subject, SubjectKind
 from budget_proxy.core.budget import EVERYONE, Budget
 from budget_proxy.core.house import House
-from budget_proxy.core.stops import Stop, StopKind
+from budget_proxy.core.stops import MONEY_STOPS, Stop
 from budget_proxy.core.topup import Attempt, State
 from budget_proxy.watch import BalanceView
 
 DAY_S = 86_400
 """Others who take less than a hundredth of a balance in a day are not worth an alert."""
-DAY_S = 86_400
-"""Others who take less than a hundredth of a balance in a day are not worth an alert."""
-MONEY_STOPS: tuple[StopKind, ...] = ("account_empty", "key_cap", "too_big")
 
 _TOPUP_KINDS: dict[ConditionKind, State] = {
     "topup_asked": "asked",

@@ -48,6 +48,7 @@ from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
 from budget_proxy.accounts_view import AccountsView, AccountView
+from budget_proxy.core.alert import CONDITIONS
 from budget_proxy.core.events import (
     AlertTold,
     BalanceLooked,
@@ -70,6 +71,7 @@ from budget_proxy.core.money import NANOS, scale_of
 from budget_proxy.core.refusal import REASONS
 from budget_proxy.pooling import Snapshot, pooled
 from budget_proxy.series import series_of
+from budget_proxy.standing import Standing, figures_of
 
 # A second sample per counter that nobody asks for; the library has only a global switch.
 disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -298,6 +300,71 @@ FAMILIES: tuple[Family, ...] = (
         "Open accounts left out of this scrape because there are too many; the largest spent of"
         " each budget are kept.",
     ),
+    Family(
+        "budget_proxy_balance_usable",
+        "gauge",
+        ("upstream", "unit"),
+        "What of a prepaid balance calls may still spend: its last figure less what was spent and"
+        " held since, what is kept and what others take. Absent while it is unknown.",
+    ),
+    Family(
+        "budget_proxy_balance_polled",
+        "gauge",
+        ("upstream", "unit"),
+        "The last good figure of a prepaid balance, in whole units.",
+    ),
+    Family(
+        "budget_proxy_balance_age_seconds",
+        "gauge",
+        ("upstream",),
+        "How old the last good figure of a balance is; before the first one, since this process"
+        " began. Absent for balances that people enter.",
+    ),
+    Family(
+        "budget_proxy_balance_drift_per_second",
+        "gauge",
+        ("upstream", "unit"),
+        "How fast a balance falls beyond what our own calls explain, once that goes on: others"
+        " spend from it.",
+    ),
+    Family(
+        "budget_proxy_balance_polls_total",
+        "counter",
+        ("upstream", "result"),
+        "Looks at a balance by how they ended: ok, or what was wrong with the answer.",
+    ),
+    Family(
+        "budget_proxy_breaker_open",
+        "gauge",
+        ("upstream", "kind"),
+        "1 while calls of an upstream are stopped because its provider said that money is out:"
+        " account_empty, key_cap, or too_big (only calls above an amount).",
+    ),
+    Family(
+        "budget_proxy_paused",
+        "gauge",
+        ("scope", "name"),
+        "1 while a person has paused this upstream, budget or service.",
+    ),
+    Family(
+        "budget_proxy_runway_seconds",
+        "gauge",
+        ("subject", "name", "payer", "unit", "bound"),
+        "How long the money of an account or a balance lasts as it goes now: expected, and as low"
+        " or high as one miss in ten. Absent where that is unknown or not in sight.",
+    ),
+    Family(
+        "budget_proxy_alerts_total",
+        "counter",
+        ("kind",),
+        "Alerts that were told, by kind; that one is over is not counted.",
+    ),
+    Family(
+        "budget_proxy_alerts_undelivered",
+        "gauge",
+        ("webhook",),
+        "Alerts given up for a webhook since this process began.",
+    ),
 )
 _BY_NAME: Mapping[str, Family] = {family.name: family for family in FAMILIES}
 
@@ -343,9 +410,10 @@ class Metrics:
         in_flight: _Figure = _none,
         log_lines_dropped: _Figure = _none,
         others: Callable[[], Iterable[Snapshot]] = tuple,
+        standing: Callable[[], Standing] | None = None,
     ) -> None:
-        """`accounts`, `ceilings` (by upstream and model, in permille), the figures and the
-        snapshots of `others` are asked for in the thread of a scrape; they may raise. A process
+        """`accounts`, `standing`, `ceilings` (by upstream and model, in permille), the figures and
+        the snapshots of `others` are asked for in the thread of a scrape; they may raise. A process
         without accounts is one of several: another one's scrape has its figures."""
         self.registry = CollectorRegistry()
         self._ledger_up = True
@@ -363,6 +431,8 @@ class Metrics:
         self._others = others
         if accounts is not None:
             self.registry.register(_Accounts(accounts, max_accounts, lambda: self._ledger_up))
+            if standing is not None:
+                self.registry.register(_Standing(standing))
             ProcessCollector(registry=self.registry)
             PlatformCollector(registry=self.registry)
             GCCollector(registry=self.registry)
@@ -370,9 +440,9 @@ class Metrics:
             self.registry.register(_Now({"budget_proxy_ledger_up": lambda: self._ledger_up}))
         self._handlers: Mapping[type, Callable[[Any], None]] = {
             CallEnded: self._call_ended,
-            AlertTold: _nothing,
-            BalanceLooked: _nothing,
-            BreakerTurned: _nothing,
+            AlertTold: self._alert_told,
+            BalanceLooked: self._balance_looked,
+            BreakerTurned: _nothing,  # what is open is asked for at the scrape
             CeilingMoved: _nothing,  # what is in force is asked for at the scrape
             FailedOpen: self._failed_open,
             HoldPresumed: self._hold_presumed,
@@ -447,6 +517,8 @@ class Metrics:
         self._fail_open = self._counter("budget_proxy_fail_open_total")
         self._fail_open_amount = self._counter("budget_proxy_fail_open_amount_total")
         self._reloads = self._counter("budget_proxy_policy_reloads_total")
+        self._polls = self._counter("budget_proxy_balance_polls_total")
+        self._alerts = self._counter("budget_proxy_alerts_total")
         name = "budget_proxy_invariant_violations_total"
         self._invariants = Counter(name, _BY_NAME[name].help, registry=self.registry)
         self._loaded_at = self._gauge("budget_proxy_policy_last_reload_timestamp_seconds")
@@ -457,6 +529,8 @@ class Metrics:
             self._reloads.of(result)
         for why in ("owner_dead", "deadline"):
             self._presumed.of(why)
+        for kind in ("spent", "left", "gone_before", *CONDITIONS):
+            self._alerts.of(kind)
 
     def _counter(self, name: str) -> _Children[Counter]:
         family = _BY_NAME[name]
@@ -526,6 +600,13 @@ class Metrics:
 
     def _invariant_broken(self, _event: InvariantBroken) -> None:
         self._invariants.inc()
+
+    def _alert_told(self, event: AlertTold) -> None:
+        if not event.recovered:
+            self._alerts.of(event.kind).inc()
+
+    def _balance_looked(self, event: BalanceLooked) -> None:
+        self._polls.of(event.upstream, event.result).inc()
 
     def _policy_reloaded(self, event: PolicyReloaded) -> None:
         self._reloads.of("ok" if event.ok else "refused").inc()
@@ -673,6 +754,45 @@ class _Ceilings(Collector):
         return [metric]
 
 
+class _Standing(Collector):
+    """The figures of whoever keeps the ledger, asked for at each scrape."""
+
+    _NAMES = (
+        "budget_proxy_balance_usable",
+        "budget_proxy_balance_polled",
+        "budget_proxy_balance_age_seconds",
+        "budget_proxy_balance_drift_per_second",
+        "budget_proxy_breaker_open",
+        "budget_proxy_paused",
+        "budget_proxy_runway_seconds",
+        "budget_proxy_alerts_undelivered",
+    )
+    MANY = frozenset({"budget_proxy_runway_seconds"})
+    """Those with a sample for each account."""
+
+    def __init__(self, read: Callable[[], Standing]) -> None:
+        self._read = read
+
+    def describe(self) -> Iterable[Metric]:
+        """The families without a sample; keeps the registry from asking early."""
+        return [_empty(name) for name in self._NAMES]
+
+    def collect(self) -> Iterable[Metric]:
+        """All of them; empty where they cannot be had."""
+        metrics = {name: _empty(name) for name in self._NAMES}
+        seen: set[tuple[str, ...]] = set()
+        try:
+            for name, labels, value in figures_of(self._read()):
+                clean = {label: _clean(text) for label, text in labels.items()}
+                key = (name, *clean.values())
+                if key not in seen:  # Prometheus drops a scrape that repeats itself
+                    seen.add(key)
+                    metrics[name].add_sample(name, clean, value)
+        except Exception as error:  # the rest of the scrape matters more
+            log.warning("no figures of balances and stops: %s", type(error).__name__)
+        return metrics.values()
+
+
 def _by_ratio(found: tuple[tuple[str, str], int]) -> tuple[int, tuple[str, str]]:
     shown, permille = found
     return -permille, shown
@@ -700,7 +820,7 @@ class _Pooled(CollectorRegistry):
         for (sample, labels), value in theirs.items():
             by_family.setdefault(_family_of(sample), []).append((sample, dict(labels), value))
         for metric in self._own.collect():
-            if metric.name in _Accounts.MANY:
+            if metric.name in _APART:
                 self.apart.append(metric)
                 continue
             # A counter's family is named without the ending of its samples.
@@ -795,6 +915,9 @@ class _Accounts(Collector):
                 end_labels = {"budget": budget, "payer": payer}
                 window_end.add_sample(window_end.name, end_labels, float(account.window_end_s))
         return metrics
+
+
+_APART = _Accounts.MANY | _Standing.MANY
 
 
 def largest(accounts: AccountsView, bound: int) -> AccountsView:

@@ -8,7 +8,9 @@ Pure. What is not here begins with its first event: payers, and what no policy i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import get_args
 
+from budget_proxy.core.balance import BadKind
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.failure import KINDS
 from budget_proxy.core.house import House
@@ -31,7 +33,10 @@ def series_of(house: House) -> Iterator[Series]:
     """The series of a policy; those first that alarms are made of."""
     for budget in house.budgets:
         yield from _of_budget(budget)
-    for name in house.upstreams:
+    for name, upstream in house.upstreams.items():
+        if upstream.watch is not None and not upstream.watch.manual:
+            for result in ("ok", *get_args(BadKind)):
+                yield "budget_proxy_balance_polls_total", (name, result)
         yield "budget_proxy_unknown_outcomes_total", (name,)
         for kind in KINDS:
             yield "budget_proxy_upstream_errors_total", (name, kind)

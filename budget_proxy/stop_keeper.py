@@ -32,6 +32,7 @@ TRY_S = 15.0
 """How long one call has the right to try; then another one may."""
 FIRST_TRY_S, LONGEST_TRY_S = 30.0, 600.0
 """Between two tries where nobody watches the balance; doubled each time."""
+MOST_DOUBLINGS = 10
 TOO_BIG_S = 600.0
 """How long calls of a size are refused that was too much for the account."""
 _encode = msgspec.json.Encoder().encode
@@ -53,8 +54,21 @@ Distribute = Callable[[Sequence[Stop], Sequence[str]], None]
 
 async def stops_in(ledger: Ledger) -> list[Stop]:
     """Every stop that the ledger knows of. Raises LedgerDownError."""
-    pauses = [_stop(note.body) for note in await ledger.notes(PAUSE)]
-    return pauses + [_breaker(note.body).stop for note in await ledger.notes(BREAKER)]
+    return [_as_stop(note) for note in await _readable(ledger)]
+
+
+async def _readable(ledger: Ledger) -> list[Note]:
+    """The notes of stops, without those that nobody can read: one of them must not let all others
+    go. Raises LedgerDownError."""
+    found = []
+    for note in [*await ledger.notes(PAUSE), *await ledger.notes(BREAKER)]:
+        try:
+            _as_stop(note)
+        except msgspec.MsgspecError:
+            logger.error("the %s %r cannot be read and stops nothing", note.kind, note.name)
+        else:
+            found.append(note)
+    return found
 
 
 class StopKeeper:
@@ -94,6 +108,8 @@ class StopKeeper:
                 await self.look()
             except LedgerDownError as error:
                 logger.debug("the stops could not be read: %s", error)
+            except Exception:  # one stumble must not end it
+                logger.exception("the stops could not be read")
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:
@@ -151,9 +167,11 @@ class StopKeeper:
                 await self._open(name, stop, now_s)
             elif _breaker(note.body).trying_until_s > now_s:
                 await self._failed(note, now_s)
+            elif (stop.above or 0) < (_breaker(note.body).stop.above or 0):
+                await self._open(name, stop, now_s, note)
             self._spread()
 
-    async def _open(self, name: str, stop: Stop, now_s: float) -> None:
+    async def _open(self, name: str, stop: Stop, now_s: float, was: Note | None = None) -> None:
         until_s = stop.until_s
         if stop.kind == "too_big":
             stop = msgspec.structs.replace(stop, until_s=now_s + TOO_BIG_S)
@@ -163,14 +181,14 @@ class StopKeeper:
             stop = msgspec.structs.replace(stop, until_s=None)
             pause_s = 0.0 if self._watched(stop.name) else FIRST_TRY_S
             breaker = Breaker(stop, try_at_s=until_s or (now_s + pause_s if pause_s else 0.0))
-        if await self._write(Note(BREAKER, name, 0, b""), _encode(breaker)):
+        if await self._write(was or Note(BREAKER, name, 0, b""), _encode(breaker)):
             logger.error("upstream %s is stopped (%s): %s", stop.name, stop.kind, stop.why)
 
     async def _failed(self, note: Note, now_s: float) -> None:
         """A call tried and was not served."""
         breaker = _breaker(note.body)
         tries = breaker.tries + 1
-        pause_s = min(FIRST_TRY_S * 2**tries, LONGEST_TRY_S)
+        pause_s = min(FIRST_TRY_S * 2 ** min(tries, MOST_DOUBLINGS), LONGEST_TRY_S)
         try_at_s = 0.0 if self._watched(breaker.stop.name) else now_s + pause_s
         again = msgspec.structs.replace(breaker, tries=tries, try_at_s=try_at_s, trying_until_s=0.0)
         await self._write(note, _encode(again))
@@ -254,7 +272,7 @@ class StopKeeper:
     # -- notes -------------------------------------------------------------------------------------
 
     async def _read(self) -> None:
-        notes = [*await self._ledger.notes(PAUSE), *await self._ledger.notes(BREAKER)]
+        notes = await _readable(self._ledger)
         self._notes = {(note.kind, note.name): note for note in notes}
 
     async def _write(self, note: Note, body: bytes | None) -> bool:

@@ -56,10 +56,14 @@ class StopBoard:
 
     def stop(self, stop: Stop) -> None:
         """The provider said no more: calls stop at once, and whoever keeps the stops is told."""
-        kept = [known for known in self._stops.all if (known.id, known.kind) != _what(stop)]
-        self._stops = Stops([*kept, stop])
+        kept = [known for known in self._stops.all if _what(known) != _what(stop)]
+        news = _is_news(stop, self._stops.all)
+        if news:
+            self._stops = Stops([*kept, stop])
         self._may_try.discard(stop.name)
-        self.report(stop)
+        # Calls that were under way when the first one heard it have nothing to add.
+        if news or stop.name in self._trying.values():
+            self.report(stop)
 
     def of(
         self,
@@ -106,6 +110,12 @@ class StopBoard:
         upstream = self._trying.pop(call_id, None)
         if upstream is not None:
             self.tried(upstream, served)
+
+
+def _is_news(stop: Stop, known: Sequence[Stop]) -> bool:
+    """Whether it stops more than what is known of does."""
+    same = [one for one in known if _what(one) == _what(stop)]
+    return not any((one.above or 0) <= (stop.above or 0) for one in same)
 
 
 def _what(stop: Stop) -> tuple[str, str]:

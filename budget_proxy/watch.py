@@ -10,7 +10,6 @@ Forbidden here: what a figure means (`core.balance`, `core.headroom`), calls of 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,20 +18,20 @@ from typing import Literal, NamedTuple
 import msgspec
 
 from budget_proxy.control_client import Answer, ControlError, fetch
-from budget_proxy.core.balance import Bad, Reading, Watch, is_plausible, read, request_of
+from budget_proxy.core.balance import Bad, BadKind, Reading, Watch, is_plausible, read, request_of
 from budget_proxy.core.book import AccountState, Cap, Remark
 from budget_proxy.core.budget import EVERYONE, Budget
 from budget_proxy.core.events import BalanceLooked, Event
 from budget_proxy.core.headroom import Seen, drift_rate, limit_of, look
 from budget_proxy.core.house import House, Upstream
-from budget_proxy.core.money import show
-from budget_proxy.core.notes import Change
+from budget_proxy.core.money import MAX_AMOUNT, show
+from budget_proxy.core.notes import Change, Note
 from budget_proxy.ledgers import Clock, Ledger, LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.records import about_remark, spent_since
 
 logger = logging.getLogger(__name__)
-READING, LEASE = "reading", "lease"
+READING, LEASE, WATCH = "reading", "lease", "watch"
 LOOK_TIMEOUT_S = 20.0
 JITTER = 0.1
 LONGEST_PAUSE_S = 600.0
@@ -43,6 +42,11 @@ HISTORY_S = 86_400.0
 """How far back entries are read to learn what was spent just before the first look."""
 RENEW_S = 15.0
 """A lease that was written so recently is not written again."""
+TEND_S = 1.0
+"""How often it is seen to that limits are what they should be: a figure goes stale by itself."""
+MOST_DOUBLINGS = 10
+TRIES = 10
+"""Of one change by hand, while looks are faster."""
 State = Literal["fresh", "failing", "stale", "empty", "unknown"]
 _seen = msgspec.json.Decoder(Seen).decode
 _encode = msgspec.json.Encoder().encode
@@ -91,11 +95,20 @@ class _Watched:
     """What was set last, by budget."""
     wanted: asyncio.Event = field(default_factory=asyncio.Event)
 
+    @property
+    def lag_s(self) -> float:
+        """How old the figure may be: what a person says is true now."""
+        return 0.0 if self.watch.manual else self.watch.lag_s
+
     def is_stale(self, now_s: float) -> bool:
         """Whether the last good look is older than the policy takes."""
         if self.watch.manual:
             return False
         return self.seen is not None and now_s - self.seen.at_s > self.watch.stale_after_s
+
+    def refuses(self, now_s: float) -> bool:
+        """Whether nothing may be spent since nobody knows what is there."""
+        return self.is_stale(now_s) and self.watch.on_stale == "refuse"
 
     def limit(self, budget: Budget, now_s: float) -> int | None:
         """The limit of a budget on it; None: it stays as it is."""
@@ -103,10 +116,10 @@ class _Watched:
             return 0
         if self.is_stale(now_s):
             return 0 if self.watch.on_stale == "refuse" else None
-        watch = self.watch
-        return limit_of(
-            self.seen, budget.name, keep=budget.keep, lag_s=watch.lag_s, every_s=watch.every_s
-        )
+        every_s, lag_s = self.watch.every_s, self.lag_s
+        if self.failures and not self.watch.manual:  # others go on taking theirs meanwhile
+            every_s *= 1 + (now_s - self.seen.at_s) // every_s
+        return limit_of(self.seen, budget.name, keep=budget.keep, lag_s=lag_s, every_s=every_s)
 
     def state(self, now_s: float) -> State:
         """How much the figure is worth."""
@@ -159,42 +172,65 @@ class BalanceWatch:
         self._ask = ask
         self._watched: dict[str, _Watched] = {}
         self._leads = not shared
+        self._recalled = False
         self._lease_turn = asyncio.Lock()
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- life --------------------------------------------------------------------------------------
 
     async def begin(self, house: House) -> None:
-        """Watch what this policy names, from what was seen before. Raises LedgerDownError."""
+        """Watch what this policy names, from what was seen before. Without the ledger that is read
+        as soon as it can be."""
         self.stop()
+        self._recalled = False
         self._watched = {
             upstream.name: _Watched(upstream, upstream.watch, _on(house.budgets, upstream.name))
             for upstream in house.upstreams.values()
             if upstream.watch is not None
         }
-        await self._recall()
-        for watched in self._watched.values():
-            await self._set_limits(watched)
+        try:
+            await self._lead()
+            for watched in self._watched.values():
+                await self._set_limits(watched)
+        except LedgerDownError as error:
+            logger.error("the balances seen before cannot be read yet: %s", error)
         loop = asyncio.get_running_loop()
         self._tasks = [
             loop.create_task(self._keep(watched), name=f"balance of {name}")
             for name, watched in self._watched.items()
         ]
-        if self._shared and not self._watched:
-            # Histories and alerts have one keeper as well.
-            self._tasks = [loop.create_task(self._keep_lease(), name="lease")]
+        self._tasks.append(loop.create_task(self._tend(), name="limits of balances"))
 
-    async def _keep_lease(self) -> None:
+    async def _tend(self) -> None:
+        """Between looks: the lease, also where there is nothing to look at, and limits that are not
+        what they should be since time has passed, or the ledger was down."""
         while True:
-            with contextlib.suppress(LedgerDownError):
-                self._leads = await self._take_lease()
-            await asyncio.sleep(RENEW_S)
+            await asyncio.sleep(TEND_S)
+            try:
+                await self._lead()
+                for watched in self._watched.values():
+                    await self._set_limits(watched)
+            except LedgerDownError as error:
+                logger.debug("the limits of balances wait for the ledger: %s", error)
+            except Exception:  # one stumble must not end it
+                logger.exception("the limits of balances could not be set")
+
+    async def _lead(self) -> None:
+        """Know whether this machine looks, and what was seen before. Raises LedgerDownError."""
+        self._leads = not self._shared or await self._take_lease()
+        if not self._recalled:
+            await self._recall()
 
     def stop(self) -> None:
         """Look no more."""
         for task in self._tasks:
             task.cancel()
         self._tasks = []
+
+    @property
+    def watches(self) -> bool:
+        """Whether the policy names any balance."""
+        return bool(self._watched)
 
     @property
     def leads(self) -> bool:
@@ -232,7 +268,8 @@ class BalanceWatch:
         """Until the next look: as the policy says, longer where looks fail."""
         every_s = watched.watch.every_s
         if watched.failures:
-            every_s = min(every_s * 2.0**watched.failures, max(every_s, LONGEST_PAUSE_S))
+            doubled = 2.0 ** min(watched.failures, MOST_DOUBLINGS)
+            every_s = min(every_s * doubled, max(every_s, LONGEST_PAUSE_S))
         every_s = max(
             every_s * (1 + JITTER * (2 * self._random() - 1)), watched.watch.least_every_s
         )
@@ -250,7 +287,7 @@ class BalanceWatch:
     async def look(self, upstream: str) -> None:
         """Ask for a balance once, if this machine watches. Raises LedgerDownError."""
         watched = self._watched[upstream]
-        self._leads = not self._shared or await self._take_lease()
+        await self._lead()
         if watched.watch.manual or not self._leads:
             await self._recall()
             return
@@ -263,7 +300,7 @@ class BalanceWatch:
         just = await self._just_spent(watched, begun_s)
         lag_s = watched.watch.lag_s
         seen = look(watched.seen, reading.amount, spent, begun_s, lag_s, just=just)
-        seen = msgspec.structs.replace(seen, open=reading.open)
+        seen = msgspec.structs.replace(seen, open=reading.open, unit=watched.watch.unit)
         if await self._note(watched, seen):
             watched.failures, watched.why = 0, ""
             await self._set_limits(watched)
@@ -285,7 +322,8 @@ class BalanceWatch:
                 proxy=upstream.proxy,
             )
         except ControlError as error:
-            return Bad("status", str(error))
+            kind: BadKind = "too_large" if error.kind == "too_large" else "status"
+            return Bad(kind, f"gave no answer: {error}")
         content_type = answer.headers.get("content-type", "")
         reading = read(watch.shape, answer.status, content_type, answer.body)
         highest = watched.seen.highest if watched.seen else None
@@ -322,7 +360,13 @@ class BalanceWatch:
         return {budget.name: spent_since(entries, budget.name) for budget in fresh}
 
     async def _set_limits(self, watched: _Watched) -> None:
-        """Put the limits into the ledger where they are not yet. Raises LedgerDownError."""
+        """Put the limits into the ledger where they are not yet, if this machine watches. Raises
+        LedgerDownError."""
+        if not (self._leads and self._recalled):
+            return
+        await self._put_limits(watched)
+
+    async def _put_limits(self, watched: _Watched) -> None:
         raised = False
         for budget in watched.budgets:
             limit = watched.limit(budget, self._clock())
@@ -339,30 +383,42 @@ class BalanceWatch:
     # -- by hand -----------------------------------------------------------------------------------
 
     async def put(self, upstream: str, amount: int, *, add: bool, who: str, why: str) -> Seen:
-        """A person says what there is, or what came on top. Raises KeyError, LedgerDownError."""
+        """A person says what there is, or what came on top. Raises KeyError, LedgerDownError;
+        ValueError beyond what can be."""
         watched = self._watched[upstream]
-        await self._recall()
-        spent = await self._spent(watched)
-        now_s, lag_s = self._clock(), watched.watch.lag_s
-        if add and watched.seen is not None and watched.seen.amount is not None:
+        for _ in range(TRIES):
+            await self._recall()
+            seen = await self._as_entered(watched, amount, add=add)
+            if await self._note(watched, seen):
+                break
+        else:
+            raise LedgerDownError(f"the note of a balance was changed by others {TRIES} times")
+        what = {"upstream": upstream, "balance": show(seen.amount or 0, watched.watch.unit)}
+        await self._commit.commit(Remark(self._new_id(), "balance", about_remark(who, why, what)))
+        watched.failures, watched.why = 0, ""
+        await self._put_limits(watched)
+        await self._heard(upstream, seen)
+        return seen
+
+    async def _as_entered(self, watched: _Watched, amount: int, *, add: bool) -> Seen:
+        """The balance as of now, if a person is right."""
+        spent, before = await self._spent(watched), watched.seen
+        if add and before is not None and before.amount is not None:
             # What was there less what was spent since, so that nothing is counted twice.
             own = max(
                 (
-                    total - watched.seen.samples[name][-1].spent
+                    total - before.samples[name][-1].spent
                     for name, total in spent.items()
-                    if name in watched.seen.samples
+                    if before.samples.get(name)
                 ),
                 default=0,
             )
-            amount += watched.seen.amount - own
-        seen = look(watched.seen, amount, spent, now_s, lag_s)
-        await self._note(watched, seen)
-        what = {"upstream": upstream, "balance": show(amount, watched.watch.unit)}
-        await self._commit.commit(Remark(self._new_id(), "balance", about_remark(who, why, what)))
-        watched.failures, watched.why = 0, ""
-        await self._set_limits(watched)
-        await self._heard(upstream, seen)
-        return seen
+            amount += before.amount - own
+        if abs(amount) > MAX_AMOUNT:
+            most = show(MAX_AMOUNT, watched.watch.unit)
+            raise ValueError(f"the balance would be beyond the largest amount, {most}")
+        seen = look(before, amount, spent, self._clock(), watched.lag_s)
+        return msgspec.structs.replace(seen, unit=watched.watch.unit)
 
     # -- notes -------------------------------------------------------------------------------------
 
@@ -371,8 +427,10 @@ class BalanceWatch:
         for note in await self._ledger.notes(READING):
             watched = self._watched.get(note.name)
             if watched is not None and note.version != watched.version:
-                watched.seen, watched.version = _seen(note.body), note.version
+                watched.seen, watched.version = _read(note, watched.watch.unit), note.version
+                watched.failures, watched.why = 0, ""
                 watched.limits.clear()
+        self._recalled = True
 
     async def _note(self, watched: _Watched, seen: Seen) -> bool:
         """Keep a look; False: another machine was faster, and its look counts."""
@@ -390,12 +448,14 @@ class BalanceWatch:
             mine = Lease(self._owner, now_s + LEASE_S + self._longest_pause_s())
             version = 0
             for note in await self._ledger.notes(LEASE):
+                if note.name != WATCH:
+                    continue
                 lease, version = _lease(note.body), note.version
                 if lease.owner != self._owner and lease.until_s > now_s:
                     return False
                 if lease.owner == self._owner and lease.until_s > mine.until_s - RENEW_S:
                     return True
-            return await self._ledger.write_notes([Change(LEASE, "watch", version, _encode(mine))])
+            return await self._ledger.write_notes([Change(LEASE, WATCH, version, _encode(mine))])
 
     def _longest_pause_s(self) -> float:
         pauses = [
@@ -418,6 +478,7 @@ class BalanceWatch:
         on_it = _accounts_on(accounts, watched.budgets).values()
         left = [max(0, row.limit - row.spent - row.held) for row in on_it]
         limited = seen is not None and seen.amount is not None
+        there = seen is not None and seen.open and not watched.refuses(now_s)
         amount = seen.amount if seen is not None else None
         return BalanceView(
             watched.upstream.name,
@@ -426,11 +487,26 @@ class BalanceWatch:
             watched.watch.manual,
             amount,
             None if seen is None else seen.at_s,
-            (min(left) if left else amount) if limited else None,
+            _usable(left, amount if there else 0) if limited else None,
             max((row.held for row in on_it), default=0),
-            0.0 if seen is None else drift_rate(seen, watched.watch.lag_s),
+            0.0 if seen is None else drift_rate(seen, watched.lag_s),
             watched.why,
         )
+
+
+def _usable(left: Sequence[int], amount: int | None) -> int:
+    """Of a balance that budgets follow what they have left, else what there is."""
+    return min(left) if left else max(0, amount or 0)
+
+
+def _read(note: Note, unit: str) -> Seen | None:
+    """What was seen last; None where nobody can read it, or it was in another unit."""
+    try:
+        seen = _seen(note.body)
+    except msgspec.MsgspecError:
+        logger.error("what was last seen of the balance of %s cannot be read", note.name)
+        return None
+    return seen if seen.unit in ("", unit) else None
 
 
 def _on(budgets: Iterable[Budget], upstream: str) -> tuple[Budget, ...]:

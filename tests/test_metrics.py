@@ -10,6 +10,7 @@ import logging
 import shutil
 import subprocess
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,14 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 
 import budget_proxy.metrics
 from budget_proxy.accounts_view import AccountsView, AccountView, open_accounts, touched_by
+from budget_proxy.burn import Line, LineRunway
+from budget_proxy.core.balance import Watch
 from budget_proxy.core.book import AccountState
 from budget_proxy.core.budget import Budget, Condition, PayerPart
 from budget_proxy.core.events import (
+    AlertTold,
+    BalanceLooked,
+    BreakerTurned,
     CallEnded,
     CeilingMoved,
     Event,
@@ -40,11 +46,17 @@ from budget_proxy.core.events import (
     UpstreamFailed,
     WaitEnded,
 )
-from budget_proxy.core.house import House, Service
+from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.money import NANOS
 from budget_proxy.core.refusal import Shortfall
+from budget_proxy.core.runway import Runway
+from budget_proxy.core.stops import Stop
+from budget_proxy.core.tariff import Tariff
+from budget_proxy.core.webhook import Webhook
 from budget_proxy.core.window import Span
 from budget_proxy.metrics import FAMILIES, MAX_CHILDREN, Metrics, largest, prefers_openmetrics
+from budget_proxy.standing import Standing
+from budget_proxy.watch import BalanceView
 
 NOW_S = 1_700_000_000
 OPENMETRICS = "application/openmetrics-text;version=1.0.0"
@@ -135,7 +147,50 @@ EVERY_EVENT: tuple[Event, ...] = (
     TopUpMoved("acme", "k1", "running", 50 * NANOS, "USD"),
     PolicyReloaded(ok=True, at_s=float(NOW_S)),
     PolicyReloaded(ok=False, at_s=float(NOW_S + 5), why="a mistake"),
+    BalanceLooked("openai", "not_json"),
+    BreakerTurned("openai", "account_empty", is_open=True),
+    AlertTold("drift", recovered=False),
+    AlertTold("drift", recovered=True),
 )
+VIEW = BalanceView(
+    upstream="openai",
+    unit="USD",
+    state="fresh",
+    manual=False,
+    amount=100 * NANOS,
+    at_s=NOW_S - 90.0,
+    usable=74 * NANOS + NANOS // 2,
+    held=0,
+    drift_per_s=NANOS / 4,
+    why="",
+)
+
+
+def standing(**changes: Any) -> Standing:
+    webhooks = {name: Webhook(name, "https://hooks.example.com") for name in ("ops", "chat")}
+    balance = Budget("account", 0, "USD", Span("total"), balance="openai")
+    upstream = Upstream("openai", "https://api.example.com", Tariff("x", ()), "/", watch=Watch())
+    house = House(
+        *(("127.0.0.1", 0), ("127.0.0.1", 0), "sqlite:///x"),
+        *({"openai": upstream}, {"checkout": Service("checkout", ())}, (balance,)),
+        webhooks=webhooks,
+    )
+    found: dict[str, Any] = {
+        "balances": [VIEW],
+        "runways": [runway("account", "(all)", 3600.0), runway("team", "a", 60.0)],
+        "undelivered": {"ops": 2},
+        "now_s": float(NOW_S),
+        "began_s": NOW_S - 500.0,
+    }
+    return Standing(house, **(found | changes))
+
+
+def runway(
+    budget: str, payer: str, seconds: float | None, unit: str = "USD", basis: Any = "recent"
+) -> LineRunway:
+    low = None if seconds is None else seconds / 2
+    found = Runway(seconds, low, None, {}, basis, None, lasts=False)
+    return LineRunway(Line(budget, payer, unit), 0, 0, None, 0.0, found)
 
 
 def filled() -> Metrics:
@@ -145,6 +200,7 @@ def filled() -> Metrics:
         waiting=lambda: 3,
         in_flight=lambda: 4,
         log_lines_dropped=lambda: 5,
+        standing=standing,
     )
     for event in EVERY_EVENT:
         subject(event)
@@ -168,6 +224,153 @@ def test_families_and_labels_are_exactly_those_listed(accept: str) -> None:
             assert set(sample.labels) - {"le"} == set(expected.labels), sample
             assert not sample.name.endswith("_created")
         assert family.samples, f"{name} was given an event and shows nothing"
+
+
+def test_a_balance_is_shown_in_whole_units_and_with_its_age() -> None:
+    subject = metrics(standing=standing)
+    labels = {"upstream": "openai", "unit": "USD"}
+    assert value(subject, "budget_proxy_balance_polled", **labels) == 100
+    assert value(subject, "budget_proxy_balance_usable", **labels) == 74.5
+    assert value(subject, "budget_proxy_balance_drift_per_second", **labels) == 0.25
+    assert value(subject, "budget_proxy_balance_age_seconds", upstream="openai") == 90
+
+
+def test_a_balance_in_pieces_is_not_scaled() -> None:
+    view = VIEW._replace(unit="credits", amount=700, usable=600, drift_per_s=0.5)
+    subject = metrics(standing=lambda: standing(balances=[view]))
+    labels = {"upstream": "openai", "unit": "credits"}
+    assert value(subject, "budget_proxy_balance_polled", **labels) == 700
+    assert value(subject, "budget_proxy_balance_usable", **labels) == 600
+    assert value(subject, "budget_proxy_balance_drift_per_second", **labels) == 0.5
+
+
+NOTHING_KNOWN = VIEW._replace(state="unknown", amount=None, at_s=None, usable=None)
+
+
+@pytest.mark.parametrize(
+    ("view", "shown"),
+    [
+        (NOTHING_KNOWN, {"age_seconds": 500.0}),
+        (VIEW._replace(amount=None, usable=None), {"age_seconds": 90.0}),
+        (
+            VIEW._replace(usable=None),
+            {"age_seconds": 90.0, "polled": 100.0, "drift_per_second": 0.25},
+        ),
+        (NOTHING_KNOWN._replace(manual=True), {}),
+        (
+            VIEW._replace(manual=True, drift_per_s=0.0, amount=0, usable=0),
+            {"polled": 0.0, "usable": 0.0, "drift_per_second": 0.0},
+        ),
+    ],
+    ids=["never read", "without limit", "no ledger", "nothing entered", "entered"],
+)
+def test_what_nobody_knows_of_a_balance_is_left_out(
+    view: BalanceView, shown: dict[str, float]
+) -> None:
+    found = samples(metrics(standing=lambda: standing(balances=[view])))
+    start = "budget_proxy_balance_"
+    assert shown == {
+        name.removeprefix(start): figure
+        for (name, _), figure in found.items()
+        if name.startswith(start)
+    }
+
+
+def test_runways_of_accounts_and_of_the_balance_that_they_follow() -> None:
+    lines = [
+        runway("account", "(all)", 3600.0),
+        runway("team", "a", None),
+        runway("team", "b", 60.0, basis="none"),
+    ]
+    found = samples(metrics(standing=lambda: standing(runways=lines)))
+    shown = {
+        tuple(dict(labels)[name] for name in ("subject", "name", "payer", "bound")): figure
+        for (name, labels), figure in found.items()
+        if name == "budget_proxy_runway_seconds"
+    }
+    assert shown == {
+        ("budget", "account", "(all)", "expected"): 3600,
+        ("budget", "account", "(all)", "low"): 1800,
+        ("balance", "openai", "", "expected"): 3600,
+        ("balance", "openai", "", "low"): 1800,
+    }
+
+
+def test_payers_that_are_written_alike_are_one_runway() -> None:
+    lines = [runway("team", "\udc80", 60.0), runway("team", "\udc81", 70.0)]
+    found = samples(metrics(standing=lambda: standing(runways=lines)))
+    of_team = [labels for name, labels in found if name == "budget_proxy_runway_seconds"]
+    assert len(of_team) == 2, "expected and low, once"
+
+
+def test_breakers_and_pauses_are_0_until_they_are_not() -> None:
+    assert value(metrics(standing=standing), "budget_proxy_breaker_open", **EMPTY) == 0
+    stops = [
+        Stop("account_empty", "upstream", "openai", "why", 0.0),
+        Stop("paused", "budget", "account", "why", 0.0),
+        Stop("paused", "budget", "not in the policy any more", "why", 0.0),
+        Stop("key_cap", "upstream", "gone", "why", 0.0),
+    ]
+    subject = metrics(standing=lambda: standing(stops=stops))
+    assert value(subject, "budget_proxy_breaker_open", **EMPTY) == 1
+    assert value(subject, "budget_proxy_breaker_open", upstream="openai", kind="key_cap") == 0
+    assert value(subject, "budget_proxy_breaker_open", upstream="gone", kind="key_cap") == 1
+    found = samples(subject)
+    paused = {
+        dict(labels)["name"]: figure
+        for (name, labels), figure in found.items()
+        if name == "budget_proxy_paused"
+    }
+    assert paused == {
+        "openai": 0,
+        "checkout": 0,
+        "account": 1,
+        "not in the policy any more": 1,
+    }
+
+
+EMPTY = {"upstream": "openai", "kind": "account_empty"}
+
+
+def test_thousands_of_services_are_not_all_shown_as_not_paused() -> None:
+    many = {f"s{number}": Service(f"s{number}", ()) for number in range(3000)}
+    stops = [Stop("paused", "service", "s2999", "why", 0.0)]
+    crowded = standing(stops=stops)
+    crowded = crowded._replace(house=replace(crowded.house, services=many))
+    found = samples(metrics(standing=lambda: crowded))
+    paused = {labels: v for (name, labels), v in found.items() if name == "budget_proxy_paused"}
+    assert len(paused) == 1001
+    assert paused[frozenset({("scope", "service"), ("name", "s2999")})] == 1
+
+
+def test_alerts_are_counted_once_told_and_what_a_webhook_lost_from_0() -> None:
+    subject = filled()
+    assert value(subject, "budget_proxy_alerts_total", kind="drift") == 1
+    assert value(subject, "budget_proxy_alerts_total", kind="left") == 0
+    assert value(subject, "budget_proxy_alerts_undelivered", webhook="ops") == 2
+    assert value(subject, "budget_proxy_alerts_undelivered", webhook="chat") == 0
+
+
+def test_looks_at_a_balance_are_counted_by_how_they_end() -> None:
+    subject = metrics(standing=standing)
+    subject.begin(standing().house)
+    assert value(subject, POLLS, upstream="openai", result="html") == 0
+    subject(BalanceLooked("openai", "html"))
+    assert value(subject, POLLS, upstream="openai", result="html") == 1
+    assert value(subject, POLLS, upstream="openai", result="ok") == 0
+
+
+POLLS = "budget_proxy_balance_polls_total"
+
+
+def test_a_keeper_that_does_not_answer_leaves_the_rest_of_the_scrape() -> None:
+    def fails() -> Standing:
+        raise TimeoutError
+
+    subject = metrics([account("company", spent=NANOS)], standing=fails)
+    labels = {"budget": "company", "payer": "(all)", "unit": "USD"}
+    assert value(subject, "budget_proxy_account_spent", **labels) == 1
+    assert value(subject, "budget_proxy_breaker_open", **EMPTY) is None
 
 
 def test_table_is_for_readers() -> None:

@@ -18,21 +18,11 @@ from budget_proxy.metrics import FAMILIES
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "policies" / "prometheus" / "budget-proxy.rules.yaml"
 TESTS = ROOT / "tests" / "prometheus" / "budget-proxy.test.yaml"
-BALANCES = {
-    "budget_proxy_balance_usable": ("upstream", "unit"),
-    "budget_proxy_balance_polled": ("upstream", "unit"),
-    "budget_proxy_balance_age_seconds": ("upstream",),
-    "budget_proxy_balance_drift_per_second": ("upstream", "unit"),
-    "budget_proxy_balance_polls_total": ("upstream", "result"),
-    "budget_proxy_breaker_open": ("upstream", "kind"),
-    "budget_proxy_runway_seconds": ("subject", "name", "payer", "unit", "bound"),
+TOPUPS = {
     "budget_proxy_topups_total": ("upstream", "outcome"),
     "budget_proxy_topup_amount_total": ("upstream", "currency"),
-    "budget_proxy_alerts_total": ("kind",),
-    "budget_proxy_alerts_undelivered": ("webhook",),
 }
-"""Metrics of balances and alerts, with their labels."""
-METRICS = {family.name: family.labels for family in FAMILIES} | BALANCES
+METRICS = {family.name: family.labels for family in FAMILIES} | TOPUPS
 GIVEN = {"instance", "pod", "job"}
 """Labels that Prometheus adds."""
 SERIES = re.compile(r"\b(budget_proxy_\w+)(?:\{([^}]*)\})?")

@@ -35,6 +35,7 @@ FLOATS = {
     "sandbox/settings.py": "durations, and whole numbers that are checked to be whole",
 }
 DIVISIONS = {
+    "standing.py": "figures for Prometheus",
     "__main__.py": "paths of files",
     "call_log.py": "seconds of microseconds",
     "core/headroom.py": "how fast others spend: a forecast, whole steps before it meets an amount",

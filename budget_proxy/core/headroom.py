@@ -55,6 +55,8 @@ class Seen(msgspec.Struct, frozen=True, omit_defaults=True):
     """None: without limit."""
     open: bool = True
     """False: the provider's own word for empty."""
+    unit: str = ""
+    """What the amounts are in; empty: nobody said."""
     highest: int = 0
     """The highest good figure ever."""
     samples: dict[str, list[Sample]] = {}

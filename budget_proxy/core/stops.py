@@ -19,6 +19,7 @@ from budget_proxy.core.refusal import Reason, Refusal
 Scope = Literal["upstream", "budget", "service"]
 StopKind = Literal["paused", "account_empty", "key_cap", "too_big"]
 """paused: by a person. The others: what the provider answered (`core.verdict`)."""
+MONEY_STOPS: tuple[StopKind, ...] = ("account_empty", "key_cap", "too_big")
 MAX_WHY = 300
 
 
