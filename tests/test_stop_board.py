@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from budget_proxy.core.stops import Stop
 from budget_proxy.stops import StopBoard
 
@@ -19,6 +21,16 @@ class Heard:
         self.board.report = self.reports.append
         self.board.tried = lambda upstream, served: self.tries.append((upstream, served))
         self.board.changed = self._changed
+
+        self.says: bool | None = True
+        self.board.ask = self._asked
+
+    async def _asked(self, _upstream: str) -> bool | None:
+        return self.says
+
+    def tries_with(self, call_id: str) -> bool:
+        """Whether this call may try."""
+        return asyncio.run(self.board.lets_try(call_id, EMPTY))
 
     def _changed(self) -> None:
         self.changes += 1
@@ -40,7 +52,7 @@ def test_one_call_may_try_and_how_it_ended_is_told() -> None:
     heard = Heard()
     heard.board.put([EMPTY], ["a"])
     assert heard.changes == 1
-    assert [heard.stopped(str(number)) for number in range(3)] == [False, True, True]
+    assert [heard.tries_with(str(number)) for number in range(3)] == [True, False, False]
     heard.board.ended("1", served=True)
     assert heard.tries == []
     heard.board.ended("0", served=True)
@@ -50,7 +62,7 @@ def test_one_call_may_try_and_how_it_ended_is_told() -> None:
 def test_a_call_that_tried_in_vain_is_reported_though_it_is_no_news() -> None:
     heard = Heard()
     heard.board.put([EMPTY], ["a"])
-    assert not heard.stopped("1")
+    assert heard.tries_with("1")
     heard.board.stop(EMPTY)
     heard.board.ended("1", served=False)
     assert heard.reports == [EMPTY]
@@ -60,9 +72,18 @@ def test_a_call_that_tried_in_vain_is_reported_though_it_is_no_news() -> None:
 def test_a_call_without_budget_gives_the_try_to_another() -> None:
     heard = Heard()
     heard.board.put([EMPTY], ["a"])
-    assert not heard.stopped("1")
+    assert heard.tries_with("1")
     heard.board.did_not_try("1")
     assert not heard.stopped("2")
+
+
+def test_who_could_not_be_asked_is_asked_by_the_next_call() -> None:
+    heard = Heard()
+    heard.board.put([EMPTY], ["a"])
+    heard.says = None
+    assert not heard.tries_with("1")
+    heard.says = True
+    assert heard.tries_with("2")
 
 
 def test_a_pause_leaves_nothing_to_try() -> None:
