@@ -45,7 +45,18 @@ from budget_proxy.ledgers import sqlite
 from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.policy import PolicyError
 
-COMMANDS = ("serve", "check", "status", "ledger", "schema", "demo", "sandbox")
+COMMANDS = (
+    "serve",
+    "check",
+    "status",
+    "balance",
+    "pause",
+    "resume",
+    "ledger",
+    "schema",
+    "demo",
+    "sandbox",
+)
 LIMIT = 1_000_000_000
 BUDGETS = (
     "budgets:\n"
@@ -737,6 +748,62 @@ def test_status_shows_its_token_where_the_admin_port_wants_one(shell: Shell) -> 
             token = {"BUDGET_PROXY_TOKEN": "admin-token-0000", "http_proxy": "http://127.0.0.1:9"}
             # Asked directly, not through the proxy that the environment names.
             assert "cap" in await asyncio.to_thread(lambda: shell.fine(*words, **token))
+
+    asyncio.run(story())
+
+
+PREPAID = POLICY.replace("services:", "    balance: manual\nservices:") + (
+    "budgets: {account: {limit: balance(geo)}}\n"
+)
+BY_HAND = [
+    (("pause", "upstream", "gee", "--reason", "x"), "did you mean 'geo'?"),
+    (("pause", "upstream", "geo", "--reason", "x", "--for", "2"), "has no unit"),
+    (("pause", "upstream", "geo", "--reason", "x", "--until", "2001-01-01"), "is over already"),
+    (("resume", "service", "test"), "did you mean 'tests'?"),
+    (("balance", "set", "geo", "10EUR", "--reason", "x"), "is in USD, not in EUR"),
+    (("balance", "add", "gee", "10USD", "--reason", "x"), "did you mean 'geo'?"),
+    (("balance", "set", "a/../b", "10USD", "--reason", "x"), "there is no balance of an upstream"),
+]
+
+
+def test_balances_and_stops_by_hand_beside_a_running_proxy(shell: Shell) -> None:
+    token = {"BUDGET_PROXY_TOKEN": "admin-token-0000"}
+
+    async def story() -> None:
+        async with serving(shell.folder, PREPAID) as process:
+
+            async def fine(*words: str) -> str:
+                there = ("--admin", process.admin)
+                return await asyncio.to_thread(lambda: shell.fine(*words, *there, **token))
+
+            async def fails(*words: str, **variables: str) -> tuple[int, str]:
+                there = ("--admin", process.admin)
+                code, out, err = await asyncio.to_thread(lambda: shell(*words, *there, **variables))
+                assert out == ""
+                assert err.count("\n") == 1
+                return code, err
+
+            assert "geo" in await fine("balance", "list")
+            entered = await fine("balance", "set", "geo", "100USD", "--reason", "their page")
+            assert "100 USD" in entered
+            added = await fine("balance", "add", "geo", "-1.50USD", "--reason", "fees", "--json")
+            assert json.loads(added)["balance"] == "98.5"
+            paused = await fine("pause", "budget", "account", "--reason", "the bill", "--for", "2h")
+            assert "the bill" in paused
+            table = await fine("status")
+            for word in ("account", "UPSTREAM", "98.5 USD", "STOPPED", "the bill"):
+                assert word in table
+            status = json.loads(await fine("status", "--json"))
+            assert [one["usable"] for one in status["balances"]] == ["98.5"]
+            assert [one["name"] for one in status["stops"]] == ["account"]
+            assert "is resumed" in await fine("resume", "budget", "account")
+            assert "was not stopped" in await fine("resume", "budget", "account")
+            assert json.loads(await fine("status", "--json"))["stops"] == []
+            for words, says in BY_HAND:
+                code, err = await fails(*words, **token)
+                assert (code, says in err) == (2, True), err
+            code, err = await fails("resume", "budget", "account")
+            assert (code, "set BUDGET_PROXY_TOKEN" in err) == (1, True)
 
     asyncio.run(story())
 
