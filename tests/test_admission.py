@@ -19,6 +19,7 @@ from budget_proxy.core.book import Held, Hold, Leg, Presume, Release, Settle
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.events import Event, WaitEnded
 from budget_proxy.core.house import Service, Waiting
+from budget_proxy.core.marks import MARK_S
 from budget_proxy.core.refusal import Reason, Refusal
 from budget_proxy.core.stops import Stop
 from budget_proxy.core.window import Span
@@ -59,7 +60,7 @@ class Door:
 
     def legs(self, **amounts: int) -> tuple[Leg, ...]:
         return tuple(
-            Leg(b.name, "(all)", b.unit, b.span, b.limit, amounts[b.name], True)
+            Leg(b.name, "(all)", b.unit, b.span, b.limit, amounts[b.name], True, 0, b.wait_s)
             for b in self.budgets
             if b.name in amounts
         )
@@ -605,6 +606,24 @@ def test_a_reload_judges_those_in_line_by_the_new_policy(told: Any, change: str)
             assert not second.task.done()
             await door.ends("1", 0)
         await second.held()
+
+    told(story)
+
+
+def test_a_reload_says_anew_how_long_those_in_line_may_wait(told: Any) -> None:
+    async def story(door: Door) -> None:
+        await door.comes("1", 10).held()
+        second = await door.queues("2")
+        [account] = door.ledger.kept_accounts.values()
+        assert [mark.id for mark in account.marks] == ["2"]
+        door.admission.reload(Binding((budget(on_shortfall="refuse"),)), door.bounds)
+        assert await second.refused() == Reason.HELD
+        door.now_s += MARK_S
+        await door.ends("1", 0)
+        await door.comes("3").held()
+        [account] = door.ledger.kept_accounts.values()
+        assert account.marks == ()
+        await door.ends("3", 0)
 
     told(story)
 

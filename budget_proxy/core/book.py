@@ -405,6 +405,8 @@ def _new_marks(
     operation: Hold, accounts: Sequence[Account], refused: Short, now_s: float
 ) -> list[tuple[Account, Marks]]:
     """The accounts in which to note that a hold that was refused waits, with their marks then."""
+    if operation.patience_s == 0 or not any(leg.wait_s for leg in operation.legs):
+        return []
     if not all(map(_may_come, refused.shortfalls)):
         return []
     short = {(it.budget, it.payer, it.unit) for it in refused.shortfalls}

@@ -46,15 +46,13 @@ def ahead(marks: Marks, rank: int, name: str, owner: str, now_s: float) -> int:
 
 def marked(marks: Marks, mark: Mark, now_s: float) -> Marks:
     """The marks with this one among them; the same ones where nothing is to be written."""
-    kept = [other for other in marks if _stands(other, now_s)]
-    for other in kept:
-        if other.owner == mark.owner:
-            renewed = other.id == mark.id and other.until_s - now_s <= RENEW_S
-            if not renewed and other[:2] <= mark[:2]:
-                return marks
-            kept.remove(other)
-            break
-    first = sorted([*kept, mark])[:MAX_MARKS]
+    mine = [it for it in marks if it.owner == mark.owner and _stands(it, now_s)]
+    for other in mine:
+        is_fresh = other.id != mark.id or other.until_s - now_s > RENEW_S
+        if other[:2] <= mark[:2] and is_fresh:
+            return marks
+    others = [it for it in marks if it.owner != mark.owner and _stands(it, now_s)]
+    first = sorted([*others, mark])[:MAX_MARKS]
     return tuple(first) if mark in first else marks
 
 

@@ -113,6 +113,16 @@ def test_legs_stand_in_the_order_of_the_policy_in_each_unit() -> None:
     assert (found[0].limit, found[0].span, found[0].payer) == (9, DAY, "(all)")
 
 
+def test_a_leg_says_how_long_its_budget_lets_a_call_wait() -> None:
+    budgets = (
+        budget("waits", on_shortfall="wait", max_wait_s=5.0),
+        budget("refuses", max_wait_s=5.0),
+        budget("reports", on_shortfall="report", max_wait_s=5.0),
+    )
+    found = Binding(budgets).legs(CHECKOUT, sent(), COSTS, lambda _budget, _payer: True)
+    assert {leg.budget: leg.wait_s for leg in found} == {"waits": 5.0, "refuses": 0, "reports": 0}
+
+
 def test_a_budget_that_is_asked_for_nothing_is_not_touched() -> None:
     assert legs(budget(), costs={"USD": 0, "requests": 1}) == []
 

@@ -77,7 +77,7 @@ FAULTS = {
         book, "_waited_for", "or hold.patience_s == 0", ""
     ),
     "who waits is not marked": Fault(book, "_may_come", 'shortfall.kind == "held"', "False"),
-    "a mark is not renewed": Fault(book, "marked", "<= RENEW_S", "<= 0"),
+    "a mark is not renewed": Fault(book, "marked", "> RENEW_S", "> 0"),
     "the late truth finds no account": Fault(book, "late_keys", '== "presumed"', '== "settled"'),
     # What gathers operations, and what waits.
     "a hold that failed is not given back": Fault(
