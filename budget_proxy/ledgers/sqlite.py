@@ -71,7 +71,8 @@ APPLICATION_ID = 0x62707879  # "bpxy"
 SCHEMA_VERSION = 3
 LOCK_WAIT_S = 2.0
 """How long to wait for another process's write (the command line's corrections are short)."""
-LOCK_POLL_S = 0.0005
+LOCK_POLL_S = 0.001
+"""Not less: uvloop rounds to whole milliseconds, and half of one is none, which is a busy loop."""
 ORPHANS_S = 3.0
 """How long the workers of a supervisor that died may still have the ledger."""
 MAX_REMEMBERED = 50_000
