@@ -52,7 +52,15 @@ from budget_proxy.core.book import (
     Short,
 )
 from budget_proxy.core.notes import Change, Note, may_all, must_be_sound
-from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError, LedgerRefusedError, Sums
+from budget_proxy.ledgers import (
+    BudgetRow,
+    Clock,
+    LedgerDownError,
+    LedgerRefusedError,
+    More,
+    Sums,
+    nothing_more,
+)
 from budget_proxy.ledgers.rows import (
     account_of,
     account_row,
@@ -211,7 +219,9 @@ class SqliteLedger:
         self._jobs.put(job)
         return answer
 
-    async def commit(self, batch: Sequence[Operation]) -> Sequence[Outcome]:
+    async def commit(
+        self, batch: Sequence[Operation], more: More = nothing_more
+    ) -> Sequence[Outcome]:
         """See `Ledger.commit`."""
         async with self._turn:
             self._must_be_writable()
@@ -219,7 +229,7 @@ class SqliteLedger:
             try:
                 if not self._begin():
                     await self._in_thread(self._begin_patiently)
-                outcomes, changed = self._apply(batch)
+                outcomes, changed = self._apply([*batch, *more()])
                 if changed:
                     await self._in_thread(self._sync_and_unlock)
                 else:

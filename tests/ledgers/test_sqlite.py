@@ -1147,6 +1147,22 @@ def test_a_copy_taken_while_serving_is_a_whole_ledger(tmp_path: Path) -> None:
     run(restored, copy, sole=True)
 
 
+def test_what_comes_while_another_process_writes_goes_into_the_commit_that_waits(
+    tmp_path: Path,
+) -> None:
+    async def story(ledger: SqliteLedger) -> None:
+        commit = GroupCommit(ledger, deadline_s=60.0)
+        with locked(tmp_path / "ledger.db.lock"):
+            answers = [commit.commit(hold("1"))]
+            await asyncio.sleep(0)  # it is waiting
+            answers += [commit.commit(hold("2")), commit.commit(hold("3"))]
+        assert await asyncio.gather(*answers) == [Held("1"), Held("2"), Held("3")]
+        assert len({one.at_s for one in await ledger.holds()}) == 1, "one commit"
+
+    now = iter(range(1_800_000_000, 1_900_000_000))
+    run(story, tmp_path / "ledger.db", clock=lambda: float(next(now)))
+
+
 # -- holds that are remembered while others write --------------------------------------------------
 
 
