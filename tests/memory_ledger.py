@@ -17,7 +17,7 @@ from budget_proxy.core import retention
 from budget_proxy.core.audit import audit
 from budget_proxy.core.book import Key
 from budget_proxy.core.notes import Change, Note, may_all, must_be_sound
-from budget_proxy.ledgers import BudgetRow, LedgerDownError, Sums
+from budget_proxy.ledgers import BudgetRow, LedgerDownError, More, Sums, nothing_more
 
 
 class MemoryLedger:
@@ -57,9 +57,9 @@ class MemoryLedger:
 
     # -- the store's side ------------------------------------------------------------------------
 
-    async def commit(self, batch: Sequence[Any]) -> Sequence[Any]:
+    async def commit(self, batch: Sequence[Any], more: More = nothing_more) -> Sequence[Any]:
         self._must_be_open()
-        return self.apply(batch)
+        return self.apply([*batch, *more()])
 
     instance_lock = lock_path = None
 

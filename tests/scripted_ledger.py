@@ -9,7 +9,7 @@ from typing import Any
 from memory_ledger import MemoryLedger
 
 from budget_proxy.core.book import Operation, Outcome
-from budget_proxy.ledgers import LedgerDownError
+from budget_proxy.ledgers import LedgerDownError, More, nothing_more
 
 SOON_S = 10.0
 """How long a test waits for what must happen; never how long anything takes."""
@@ -19,7 +19,7 @@ class ScriptedLedger(MemoryLedger):
     """Each commit takes the next word of the script, and is `ok` when there are no more.
 
     ok; fails (nothing kept); lands (all kept, and fails all the same); hangs (until `go_on`, and
-    then as the next word says).
+    then as the next word says); waits (the same, and asks for more after it).
     """
 
     def __init__(self, *script: str, clock: Callable[[], float] = lambda: 1_800_000_000.0) -> None:
@@ -32,16 +32,20 @@ class ScriptedLedger(MemoryLedger):
     def go_on(self) -> None:
         self.gate.set()
 
-    async def commit(self, batch: Sequence[Operation]) -> Sequence[Outcome]:
+    async def commit(
+        self, batch: Sequence[Operation], more: More = nothing_more
+    ) -> Sequence[Outcome]:
         self.batches.append(" ".join(map(short, batch)))
         self.at_once += 1
         assert self.at_once == 1, "one commit at a time"
         try:
             await asyncio.sleep(0)
             word = self._word()
-            if word == "hangs":
+            if word in ("hangs", "waits"):
                 await self.gate.wait()
                 self.gate.clear()
+                batch = [*batch, *more()] if word == "waits" else batch
+                self.batches[-1] = " ".join(map(short, batch))
                 word = self._word()
             if word == "fails":
                 raise LedgerDownError("no disk")

@@ -25,6 +25,8 @@ SQLITE = "sqlite:///"
 POSTGRES = ("postgresql://", "postgres://")
 Clock = Callable[[], float]
 """Epoch seconds."""
+More = Callable[[], Sequence[Operation]]
+"""Operations that have come since a commit was asked for."""
 Sums = Callable[[Iterable[Entry]], Sequence[Entry]]
 """What takes the place of old entries. Of sums of sums, too: their ids are those of their kind."""
 
@@ -49,6 +51,11 @@ def ledger_name(url: str) -> str:
     # To the last @: a password with one of its own, not escaped as it ought to be, is cut out too.
     login, at, where = place.rpartition("@")
     return f"{scheme}://{login.partition(':')[0]}{at}{where}"
+
+
+def nothing_more() -> Sequence[Operation]:
+    """For a commit that goes alone."""
+    return ()
 
 
 class LedgerDownError(Exception):
@@ -79,8 +86,12 @@ class Ledger(Protocol):
     def lock_path(self) -> Path | None:
         """The file whose lock every writer has; None: there is none."""
 
-    async def commit(self, batch: Sequence[Operation]) -> Sequence[Outcome]:
-        """Apply the operations in order in one durable transaction. Raises LedgerDownError."""
+    async def commit(
+        self, batch: Sequence[Operation], more: More = nothing_more
+    ) -> Sequence[Outcome]:
+        """Apply the operations in order in one durable transaction. A store that had to wait for
+        its turn may ask for `more`, once: they and their outcomes come after those of the batch.
+        Raises LedgerDownError."""
 
     def glance(self, hold: Hold) -> Short | None:
         """The refusal of a fresh hold that surely does not fit, if that can be told at once and

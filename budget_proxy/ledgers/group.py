@@ -1,4 +1,5 @@
-"""Group commit: operations that arrive while a commit runs go into the next one together.
+"""Group commit: operations that arrive while a commit runs go into the next one together, and
+those that arrive while it waits for its turn at the store still go into it.
 
 Three promises beyond that of the ledger:
 - `commit` answers or raises LedgerDownError; it never waits longer than `deadline_s` for the
@@ -104,7 +105,8 @@ class GroupCommit:
         self._over_s = began_s + self._deadline_s
         self._next_slice(Countdown(self._hold_s, self._over_s))
         try:
-            outcomes = await self._ledger.commit([it.operation for it in self._pending.running])
+            batch = [asked.operation for asked in self._pending.running]
+            outcomes = await self._ledger.commit(batch, self._pending.more)
         except Exception as error:
             self._alarm.cancel()
             self._down_why = ""

@@ -84,6 +84,13 @@ class Pending:
         self.running = [line.popleft() for _ in range(min(MAX_BATCH, len(line)))]
         return self.running
 
+    def more(self) -> Sequence[Operation]:
+        """What has come since the batch was taken joins it, as far as there is room."""
+        line, room = self._line, MAX_BATCH - len(self.running)
+        come = [line.popleft() for _ in range(min(room, len(line)))]
+        self.running = [*self.running, *come]
+        return [asked.operation for asked in come]
+
     def answered(self, outcomes: Iterable[Outcome]) -> None:
         """The batch is in the ledger."""
         for asked, outcome in zip(self.running, outcomes, strict=True):

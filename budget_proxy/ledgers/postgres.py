@@ -53,8 +53,10 @@ from budget_proxy.ledgers import (
     BudgetRow,
     Clock,
     LedgerDownError,
+    More,
     Sums,
     ledger_name,
+    nothing_more,
 )
 from budget_proxy.ledgers.link import (
     Connection,
@@ -287,7 +289,9 @@ class PostgresLedger:
 
     # -- writing ---------------------------------------------------------------------------------
 
-    async def commit(self, batch: Sequence[Operation]) -> Sequence[Outcome]:
+    async def commit(
+        self, batch: Sequence[Operation], _more: More = nothing_more
+    ) -> Sequence[Outcome]:
         """See `Ledger.commit`."""
         if not (self._create or self._migrate):
             raise LedgerDownError(f"{self.name} was only opened to be read")

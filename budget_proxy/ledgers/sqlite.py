@@ -52,7 +52,15 @@ from budget_proxy.core.book import (
     Short,
 )
 from budget_proxy.core.notes import Change, Note, may_all, must_be_sound
-from budget_proxy.ledgers import BudgetRow, Clock, LedgerDownError, LedgerRefusedError, Sums
+from budget_proxy.ledgers import (
+    BudgetRow,
+    Clock,
+    LedgerDownError,
+    LedgerRefusedError,
+    More,
+    Sums,
+    nothing_more,
+)
 from budget_proxy.ledgers.rows import (
     account_of,
     account_row,
@@ -71,7 +79,8 @@ APPLICATION_ID = 0x62707879  # "bpxy"
 SCHEMA_VERSION = 3
 LOCK_WAIT_S = 2.0
 """How long to wait for another process's write (the command line's corrections are short)."""
-LOCK_POLL_S = 0.0005
+LOCK_POLL_S = 0.001
+"""Not less: uvloop rounds to whole milliseconds, and half of one is none, which is a busy loop."""
 ORPHANS_S = 3.0
 """How long the workers of a supervisor that died may still have the ledger."""
 MAX_REMEMBERED = 50_000
@@ -210,7 +219,9 @@ class SqliteLedger:
         self._jobs.put(job)
         return answer
 
-    async def commit(self, batch: Sequence[Operation]) -> Sequence[Outcome]:
+    async def commit(
+        self, batch: Sequence[Operation], more: More = nothing_more
+    ) -> Sequence[Outcome]:
         """See `Ledger.commit`."""
         async with self._turn:
             self._must_be_writable()
@@ -218,7 +229,7 @@ class SqliteLedger:
             try:
                 if not self._begin():
                     await self._in_thread(self._begin_patiently)
-                outcomes, changed = self._apply(batch)
+                outcomes, changed = self._apply([*batch, *more()])
                 if changed:
                     await self._in_thread(self._sync_and_unlock)
                 else:
@@ -548,6 +559,17 @@ class SqliteLedger:
     def _apply(self, batch: Sequence[Operation]) -> tuple[list[Outcome], bool]:
         """The transaction but for its beginning and end; and whether there is anything to keep."""
         assert self._db is not None, "a transaction is open"
+        try:
+            return self._applied(batch)
+        except _StaleError:
+            self._db.execute("ROLLBACK")
+            self._memory = _Memory()
+            self._db.execute("BEGIN IMMEDIATE")
+            return self._applied(batch)
+
+    def _applied(self, batch: Sequence[Operation]) -> tuple[list[Outcome], bool]:
+        """Raises _StaleError where a remembered hold has ended."""
+        assert self._db is not None, "a transaction is open"
         db, now_s = self._db, self._clock()
         self._memory.check(db)
         page = _load(db, self._memory, batch, now_s)
@@ -767,6 +789,10 @@ class SqliteLedger:
         return [BudgetRow(*row) for row in self._rows("SELECT name, shape FROM budgets")]
 
 
+class _StaleError(sqlite3.DatabaseError):
+    """A hold that the batch ends is not open any more."""
+
+
 @dataclass(slots=True)
 class _Memory:
     """What the connection has read and written, as long as nobody else writes."""
@@ -777,6 +803,8 @@ class _Memory:
     absent: set[Key] = field(default_factory=set)
     """Accounts that nobody has opened yet."""
     holds: dict[str, OpenHold] = field(default_factory=dict)
+    """Those it has opened itself, however often others write: they end them seldom (a deadline, a
+    person), and then there is no row to delete (see `_save`)."""
 
     def refusal_of(self, db: sqlite3.Connection, hold: Hold, now_s: float) -> Short | None:
         """Why a hold surely does not fit; None: it does, or that cannot be told from here."""
@@ -793,7 +821,7 @@ class _Memory:
         if version != self.version or len(self.accounts) + len(self.absent) > MAX_REMEMBERED:
             self.accounts.clear()
             self.absent.clear()
-        if version != self.version or len(self.holds) > MAX_REMEMBERED:
+        if len(self.holds) > MAX_REMEMBERED:
             self.holds.clear()
         self.version = version
 
@@ -809,7 +837,8 @@ class _Memory:
 def _load(
     db: sqlite3.Connection, memory: _Memory, batch: Sequence[Operation], now_s: float
 ) -> Page:
-    """The page of a batch: from memory, and in three statements at most."""
+    """The page of a batch: from memory, and in three statements at most. Raises _StaleError where
+    a remembered hold must have ended."""
     page = Page()
     _load_ids(db, memory, batch, page)
     wanted: set[Key] = set()
@@ -829,6 +858,10 @@ def _load(
             account = account_of(row)
             page.accounts[account.key] = memory.accounts[account.key] = account
         memory.absent.update(key for key in missing if key not in page.accounts)
+    if memory.absent and any(
+        leg.key in memory.absent for hold in page.holds.values() for leg in hold.legs
+    ):
+        raise _StaleError("an account of a hold is gone")
     return page
 
 
@@ -838,7 +871,7 @@ def _load_ids(
     """The holds and entries that a batch names, but for ids that nobody can have used."""
     unknown = set()
     for operation in batch:
-        hold = memory.holds.get(operation.id)
+        hold = None if isinstance(operation, Hold) else memory.holds.get(operation.id)
         if hold is not None:
             page.holds[hold.id] = hold
         elif not (isinstance(operation, Hold) and operation.fresh):
@@ -850,6 +883,11 @@ def _load_ids(
 
 
 def _save(db: sqlite3.Connection, page: Page) -> None:
+    """Raises _StaleError if a hold that the page ends has no row."""
+    if page.closed:
+        ids = [(hold_id,) for hold_id in page.closed]
+        if db.executemany("DELETE FROM holds WHERE id = ?", ids).rowcount != len(ids):
+            raise _StaleError("a hold has ended meanwhile")
     db.executemany(
         _SAVE_ACCOUNT,
         [account_row(page.accounts[key]) for key in sorted(page.touched)],
@@ -860,8 +898,6 @@ def _save(db: sqlite3.Connection, page: Page) -> None:
             "VALUES (?, ?, ?, ?, ?, ?)",
             [hold_row(hold) for hold in page.opened.values()],
         )
-    if page.closed:
-        db.executemany("DELETE FROM holds WHERE id = ?", [(hold_id,) for hold_id in page.closed])
     if page.written:
         _save_entries(db, page.written.values())
 

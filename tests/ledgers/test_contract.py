@@ -307,6 +307,23 @@ def test_racers_never_pass_the_limit(told: Any) -> None:
     told(story)
 
 
+def test_what_a_store_asks_for_comes_after_the_batch_or_is_not_asked_for(told: Any) -> None:
+    async def story(ledger: Ledger) -> None:
+        asked = []
+
+        def more() -> list[Settle]:
+            asked.append(settle("1", 2))
+            return asked
+
+        outcomes = await ledger.commit([hold("1"), hold("2")], more)
+        assert len(asked) <= 1
+        assert kinds(outcomes) == [Held, Held, Ended][: 2 + len(asked)]
+        assert await figures(ledger) == {"A": (2, 1) if asked else (0, 2)}
+        assert kinds(await ledger.commit([settle("2", 0)])) == [Ended]
+
+    told(story)
+
+
 def test_readers_see_holds_and_entries_as_they_were_written(told: Any) -> None:
     async def story(ledger: Ledger) -> None:
         each = leg("D", 7, span=DAY, payer="Zoë|\u2014 \"'", unit="tokens")

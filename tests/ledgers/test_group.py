@@ -109,6 +109,50 @@ def test_what_comes_while_a_commit_runs_goes_into_the_next_one_in_order(told: An
     assert told(story, "hangs") == []
 
 
+def test_what_comes_while_a_commit_waits_for_its_turn_still_goes_into_it(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        first = commit.commit(hold("1"))
+        await until(lambda: ledger.batches)
+        rest = [commit.commit(hold("2")), commit.land(settle("1")), commit.commit(hold("3", 500))]
+        ledger.go_on()
+        outcomes = [await one for one in (first, *rest)]
+        assert [type(outcome) for outcome in outcomes] == [Held, Held, Ended, Short]
+        assert ledger.batches == ["H1 H2 S1 H3"]
+        assert ledger.figures == [(1, 1)]
+
+    assert told(story, "waits") == []
+
+
+def test_what_joined_a_batch_that_fails_fails_with_it_and_lands_in_order(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        await commit.commit(hold("1"))
+        landed = [commit.land(release("9"))]
+        await until(lambda: len(ledger.batches) == 2)
+        held = commit.commit(hold("2"))
+        landed.append(commit.land(settle("1", 5)))
+        ledger.go_on()
+        with down():
+            await held
+        assert [type(await one) for one in landed] == [NoSuchHold, Ended]
+        assert ledger.batches[1:] == ["R9 H2 S1", "R9 S1 R2"]
+        assert ledger.figures == [(5, 0)]
+
+    told(story, "ok", "waits", "lands")
+
+
+def test_a_batch_that_others_join_has_the_same_bound(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        answers = [commit.land(release("0"))]
+        await until(lambda: ledger.batches)
+        answers += [commit.land(release(f"{number}")) for number in range(1, MAX_BATCH + 5)]
+        ledger.go_on()
+        assert [type(await one) for one in answers] == [NoSuchHold] * len(answers)
+        assert [len(batch.split()) for batch in ledger.batches] == [MAX_BATCH, 5]
+        assert " ".join(ledger.batches).split() == [f"R{n}" for n in range(len(answers))]
+
+    told(story, "waits")
+
+
 def test_a_batch_has_a_bound(told: Any) -> None:
     async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
         answers = [commit.land(release(f"{number}")) for number in range(2 * MAX_BATCH + 5)]

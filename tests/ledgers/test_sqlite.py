@@ -15,7 +15,20 @@ from typing import Any
 
 import pytest
 
-from budget_proxy.core.book import Adjust, Held, Hold, Leg, Outcome, Release, Settle
+from budget_proxy.core.book import (
+    Adjust,
+    AlreadyEnded,
+    Ended,
+    Held,
+    Hold,
+    Leg,
+    NoSuchHold,
+    Operation,
+    Outcome,
+    Presume,
+    Release,
+    Settle,
+)
 from budget_proxy.core.notes import Change, Note
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers import (
@@ -1132,3 +1145,101 @@ def test_a_copy_taken_while_serving_is_a_whole_ledger(tmp_path: Path) -> None:
     run(before, path)
     run(serves, path, sole=True)
     run(restored, copy, sole=True)
+
+
+def test_what_comes_while_another_process_writes_goes_into_the_commit_that_waits(
+    tmp_path: Path,
+) -> None:
+    async def story(ledger: SqliteLedger) -> None:
+        commit = GroupCommit(ledger, deadline_s=60.0)
+        with locked(tmp_path / "ledger.db.lock"):
+            answers = [commit.commit(hold("1"))]
+            await asyncio.sleep(0)  # it is waiting
+            answers += [commit.commit(hold("2")), commit.commit(hold("3"))]
+        assert await asyncio.gather(*answers) == [Held("1"), Held("2"), Held("3")]
+        assert len({one.at_s for one in await ledger.holds()}) == 1, "one commit"
+
+    now = iter(range(1_800_000_000, 1_900_000_000))
+    run(story, tmp_path / "ledger.db", clock=lambda: float(next(now)))
+
+
+# -- holds that are remembered while others write --------------------------------------------------
+
+
+ENDED_BY_OTHERS: list[tuple[Operation, Operation, Outcome, tuple[int, int]]] = [
+    # Another writer does, then the one who opened the hold of 7; what it is told; spent and held.
+    (hold("2", 1), settle("1", 5), Ended("settled"), (5, 1)),
+    (Presume("1", "deadline"), settle("1", 5), Ended("corrected"), (5, 0)),
+    (Presume("1", "owner_dead"), Release("1", "not_sent"), Ended("corrected"), (0, 0)),
+    (Presume("1", "deadline"), Presume("1", "deadline"), AlreadyEnded("presumed"), (7, 0)),
+    (Presume("1", "deadline"), hold("1", 7), AlreadyEnded("presumed"), (7, 0)),
+    (Release("1", "not_sent"), settle("1", 5), AlreadyEnded("released"), (0, 0)),
+    (settle("1", 6), settle("1", 5), AlreadyEnded("settled"), (6, 0)),
+    (settle("1", 6), hold("1", 7), AlreadyEnded("settled"), (6, 0)),
+]
+
+
+@pytest.mark.parametrize(("theirs", "ours", "told", "figure"), ENDED_BY_OTHERS)
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside others"])
+def test_a_hold_that_somebody_else_has_ended_is_not_ended_twice(
+    tmp_path: Path,
+    theirs: Operation,
+    ours: Operation,
+    told: Outcome,
+    figure: tuple[int, int],
+    beside: bool,
+) -> None:
+    """Also where other operations of the batch must be applied all the same, and once."""
+
+    async def story(ledger: SqliteLedger) -> None:
+        other = SqliteLedger.open(tmp_path / "ledger.db")
+        await ledger.commit([hold("1", 7), hold("still open", 10)])
+        await other.commit([theirs])
+        before: list[Operation] = [hold("3", 2), settle("still open", 3)] if beside else []
+        after: list[Operation] = [settle("3", 2), hold("4", 4)] if beside else []
+        outcomes = await ledger.commit([*before, ours, *after])
+        ended = Ended("settled")
+        wanted = [Held("3"), ended, told, ended, Held("4")] if beside else [told]
+        assert outcomes == wanted
+        spent, held = figure
+        there = (spent + 5, held + 4) if beside else (spent, held + 10)
+        assert await figures(ledger) == await figures(other) == [there]
+        assert await ledger.check() == await ledger.audit(10) == []
+        again = await ledger.commit([ours])
+        assert isinstance(again[0], AlreadyEnded)
+        assert await figures(other) == [there]
+        await other.close()
+
+    run(story, tmp_path / "ledger.db")
+
+
+def test_a_hold_whose_account_somebody_else_has_forgotten_has_ended(tmp_path: Path) -> None:
+    day = Span("day")
+    legs = (Leg("A", "(all)", "USD", day, 100, 7),)
+    now = [NOW_S]
+
+    async def story(ledger: SqliteLedger) -> None:
+        other = SqliteLedger.open(tmp_path / "ledger.db", clock=lambda: now[0])
+        await ledger.commit([Hold("1", "me", legs, 60.0)])
+        now[0] += 3 * 86_400
+        await other.commit([Presume("1", "deadline")])
+        assert await other.forget(now[0] - 86_400, 10) == 1
+        assert await ledger.commit([settle("1", 5), hold("2")]) == [Ended("corrected"), Held("2")]
+        assert await figures(ledger) == [(0, 1)]
+        await other.close()
+
+    run(story, tmp_path / "ledger.db", clock=lambda: now[0])
+
+
+def test_a_batch_that_cannot_be_right_is_not_applied_for_ever(tmp_path: Path) -> None:
+    """An account that is gone from under an open hold: the file was edited."""
+
+    async def story(ledger: SqliteLedger) -> None:
+        await ledger.commit([hold("1")])
+        a_database(tmp_path / "ledger.db", "DELETE FROM accounts")
+        for _ in range(2):
+            with pytest.raises(LedgerDownError, match="an account of a hold is gone"):
+                await ledger.commit([settle("1")])
+        assert await ledger.commit([settle("9")]) == [NoSuchHold("9")]
+
+    run(story, tmp_path / "ledger.db")

@@ -274,10 +274,10 @@ class GatedLedger:
         self.asked = asyncio.Event()
         self.gate = asyncio.Event()
 
-    async def commit(self, batch: Any) -> Any:
+    async def commit(self, batch: Any, more: Any) -> Any:
         self.asked.set()
         await self.gate.wait()
-        return await self._ledger.commit(batch)
+        return await self._ledger.commit(batch, more)
 
     def glance(self, hold: Any) -> None:
         return None
