@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from budget_proxy.core.book import (
+    FROM_LEDGER,
     Account,
+    Capped,
     Ended,
     Entry,
     Held,
@@ -34,9 +36,11 @@ class BrokenPromiseError(AssertionError):
 class Books:
     """What must be in the accounts. Amounts in steps."""
 
-    __slots__ = ("held", "highest", "overran", "spent")
+    __slots__ = ("caps", "held", "highest", "overran", "spent")
 
     def __init__(self) -> None:
+        self.caps: dict[Any, int] = {}
+        """The limit of each account that has it in the ledger, as it was set last."""
         self.spent: dict[Any, int] = {}
         """The sum of the entries of each account."""
         self.held: dict[Any, int] = {}
@@ -80,12 +84,21 @@ class Books:
             if operation.id in page.opened:
                 self._admitted(operation, page)
                 if waiting:
-                    _check_nobody_was_passed(operation, page, waiting)
+                    self._check_nobody_was_passed(operation, page, waiting)
         elif kind is Short:
             _check_refusal(outcome, page, waiting)
             _check_marked(operation, outcome, page, now_s)
         elif kind is Ended:
             _check_overruns(outcome, page.written[operation.id])
+        elif kind is Capped:
+            account = outcome.account
+            key = Key(account.budget, account.payer, account.window, account.unit)
+            self.caps[key] = operation.limit
+
+    def _limit_of(self, leg: Any, key: Any) -> int:
+        """The limit in force for a call, less what is kept from it."""
+        limit = self.caps.get(key, 0) if leg.limit == FROM_LEDGER else leg.limit
+        return limit - leg.reserve
 
     def _admitted(self, operation: Any, page: Page) -> None:
         """No admission leaves spent + held above the limit then in force, in any account."""
@@ -101,15 +114,26 @@ class Books:
             if kept.amount != leg.amount or kept.budget != leg.budget:
                 raise BrokenPromiseError(f"{operation.id} holds {kept}, and asked for {leg}")
             if leg.enforced:
-                if account.spent + account.held > leg.limit:
+                limit = self._limit_of(leg, key)
+                if account.spent + account.held > limit:
                     raise BrokenPromiseError(
                         f"{operation.id} was admitted to {leg.budget} of {leg.payer}: spent "
-                        f"{account.spent} + held {account.held} is above the limit, {leg.limit}"
+                        f"{account.spent} + held {account.held} is above the limit, {limit}"
                     )
-                if leg.limit > self.highest.get(key, 0):
-                    self.highest[key] = leg.limit
+                if limit > self.highest.get(key, 0):
+                    self.highest[key] = limit
             else:
                 self.highest[key] = NO_LIMIT
+
+    def _check_nobody_was_passed(self, operation: Any, page: Page, waiting: Waiting) -> None:
+        """Whoever waited before, elsewhere, still fits."""
+        legs = {leg[:2]: leg for leg in operation.legs}
+        for key, amount in waiting.items():
+            account = page.accounts[key]
+            if account.spent + account.held + amount > self._limit_of(legs[key[:2]], key):
+                raise BrokenPromiseError(
+                    f"{operation.id} has taken what others waited for before: {amount} of {account}"
+                )
 
     # -- each transaction, before it is saved ---------------------------------------------------
 
@@ -198,17 +222,6 @@ class Books:
             raise BrokenPromiseError(f"entries of accounts that are not there: {sums}")
 
 
-def _check_nobody_was_passed(operation: Any, page: Page, waiting: Waiting) -> None:
-    """Whoever waited before, elsewhere, still fits."""
-    limits = {leg[:2]: leg.limit for leg in operation.legs}
-    for key, amount in waiting.items():
-        account = page.accounts[key]
-        if account.spent + account.held + amount > limits[key[:2]]:
-            raise BrokenPromiseError(
-                f"{operation.id} has taken what others waited for before: {amount} of {account}"
-            )
-
-
 def _check_marked(operation: Any, outcome: Any, page: Page, now_s: float) -> None:
     """Whoever waits for holds to end is known where it waits, or one of its worker is that comes
     before it."""
@@ -237,7 +250,7 @@ def _check_refusal(outcome: Any, page: Page, waiting: Waiting) -> None:
         held += waiting.get(key, 0)
         if (spent, held) != (short.spent, short.held):
             raise BrokenPromiseError(f"spent {spent}, held {held}, and this was told: {short}")
-        if spent + held + short.amount <= short.limit:
+        if spent + held + short.amount <= short.limit - short.reserve:
             raise BrokenPromiseError(f"refused, and it fits: {short}")
 
 

@@ -38,6 +38,12 @@ FAULTS = {
         book, "_hold", "if operation.id in page.holds:", "if operation.id in ():"
     ),
     # Others of the book.
+    "a limit that follows a balance only rises": Fault(
+        book, "_cap", "= operation.limit\n", "= max(account.limit, operation.limit)\n"
+    ),
+    "what is reserved is for everybody": Fault(
+        book, "_shortfall", "account.limit - leg.reserve", "account.limit"
+    ),
     "the comparison refuses the last step": Fault(
         book, "_shortfall", "leg.amount <= limit", "leg.amount < limit"
     ),

@@ -11,6 +11,7 @@ from typing import Any
 from budget_proxy.admission import Request
 from budget_proxy.core.book import (
     AlreadyEnded,
+    Cap,
     Ended,
     Held,
     Hold,
@@ -22,7 +23,7 @@ from budget_proxy.core.book import (
     Settle,
 )
 from simulation.books import BrokenPromiseError
-from simulation.house import SERVICES, change_a_limit, draw_binding, legs_of
+from simulation.house import CAPS, SERVICES, change_a_limit, draw_binding, legs_of
 from simulation.statement import Statement
 from simulation.store import Store
 from simulation.worker import Worker
@@ -416,6 +417,16 @@ class History:
                 worker.reload(self.binding, worker._line.bounds)
         return True
 
+    def look(self) -> bool:
+        """The watch has looked at the balance: the limit of the account on it moves, up or down."""
+        budget = self.binding.budgets.get("account")
+        if budget is None:
+            return False
+        limit = self._one(CAPS)
+        self._note("cap", "", limit)
+        self.store.commit([Cap("cap", "account", "(all)", budget.unit, budget.span, limit)])
+        return True
+
     def pause(self) -> bool:
         """A worker stops, for who knows how long."""
         worker = self._anyone()
@@ -554,6 +565,7 @@ STEPS: tuple[Callable[[History], bool], ...] = (
     *(History.die,) * 2,
     *(History.jump,) * 2,
     *(History.reload,) * 2,
+    *(History.look,) * 4,
     *(History.repeat,) * 2,
     *(History.settle_again,) * 2,
     *(History.hang_up,) * 2,
