@@ -98,7 +98,7 @@ def open_accounts(rows: Iterable[AccountState], house: House, now_s: float) -> A
 def known_payers(budget: Budget, services: Iterable[Service]) -> list[str]:
     """The payers of a budget that the services alone decide, sorted; empty if they do not."""
     if not budget.for_each:
-        return [EVERYONE]
+        return [budget.everyone]
     if not _decided_by_services(budget):
         return []
     payers = (payer_of(budget, service) for service in services)
@@ -122,7 +122,7 @@ def payer_of(budget: Budget, service: Service) -> str | None:
         return None
     values = [facts.get(part.name) for part in budget.for_each]
     if not values:
-        return EVERYONE
+        return budget.everyone
     if any(value is None for value in values):
         return SHARED_PAYER if budget.missing == "share" else None
     return _SEPARATOR.join(value for value in values if value is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from budget_proxy.accounts_view import AccountView, open_accounts
 from budget_proxy.core.book import Adjust, Adjusted
+from budget_proxy.core.budget import EVERYONE
 from budget_proxy.core.house import House
 from budget_proxy.core.money import parse_amount
 from budget_proxy.records import about_correction
@@ -22,6 +23,8 @@ def correction_for(
     for what, text in (("payer", payer), ("reason", reason)):
         if not (text and text.isprintable()):
             raise ValueError(f"the {what} {text!r} is not a line of text")
+    if payer == EVERYONE:
+        payer = found.everyone if not found.for_each else payer
     amount, unit = parse_amount(amount_text)
     if unit != found.unit:
         raise ValueError(f"budget {budget!r} is in {found.unit}, not in {unit}")

@@ -119,6 +119,7 @@ class Keeping:
     async def stop(self) -> None:
         """End every duty."""
         self._watch.stop()
+        await self._quietly(self._watch.give_up())
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -137,7 +138,7 @@ class Keeping:
         rows, now_s = await self._ledger.accounts(), self._clock()
         accounts = await asyncio.to_thread(open_accounts, rows, self._house, now_s)
         balances = self._watch.views(rows)
-        stops, leads = self._stops.stops, self._watch.leads
+        stops = self._stops.stops
         planned = self._topups.planned
         attempts = await self._topups.all() if planned else []
         return self._lookout.facts(
@@ -146,7 +147,6 @@ class Keeping:
             balances,
             stops,
             now_s,
-            leads=leads,
             more=self._lookout.of_topups(planned, attempts, now_s),
             runways_s=self._burn.seconds(),
         )
@@ -159,7 +159,7 @@ class Keeping:
     async def _heard(self, upstream: str, seen: Seen) -> None:
         """A balance was read."""
         if seen.open and (seen.amount is None or seen.amount > 0):
-            await self._stops.has_money(upstream, seen.at_s)
+            await self._stops.has_money(upstream, seen.at_s, seen.amount)
         await self._look_at_topups(upstream)
 
     def opened(self, stop: Stop) -> None:
@@ -204,7 +204,7 @@ class Keeping:
     async def _look_at_topups(self, upstream: str) -> None:
         """Where this machine is the one that looks. Raises LedgerDownError."""
         known = self._house.upstreams.get(upstream)
-        if known is None or known.watch is None or not self._watch.leads:
+        if known is None or known.watch is None or not self._watch.leads_in(upstream):
             return
         if upstream not in self._topups.planned:
             return
@@ -212,7 +212,7 @@ class Keeping:
         view = next((it for it in views if it.upstream == upstream), None)
         if view is None:
             return
-        usable = None if view.state in ("unknown", "stale") else view.usable
+        usable = None if view.state in ("unknown", "stale") else view.likely
         runway_s = balance_runways_s(self._house.budgets, self._burn.seconds()).get(upstream)
         seen, lag_s = self._watch.seen(upstream), known.watch.lag_s
         await self._topups.look(standing_of(upstream, seen, lag_s, usable, runway_s))

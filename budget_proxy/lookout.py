@@ -11,7 +11,7 @@ from math import inf
 from budget_proxy.accounts_view import AccountsView
 from budget_proxy.alerting import balance_gauge, gauges_of, names_of
 from budget_proxy.core.alert import Condition, ConditionKind, Facts, Subject, SubjectKind
-from budget_proxy.core.budget import EVERYONE, Budget
+from budget_proxy.core.budget import Budget
 from budget_proxy.core.house import House
 from budget_proxy.core.stops import MONEY_STOPS, Stop
 from budget_proxy.core.topup import Attempt, State
@@ -41,13 +41,11 @@ class Lookout:
         stops: Sequence[Stop],
         now_s: float,
         *,
-        leads: bool = True,
         more: Iterable[Condition] = (),
         runways_s: Mapping[tuple[str, str], float] | None = None,
     ) -> Facts:
-        """One look. `leads`: whether this machine asks for balances, and so knows whether that
-        fails; of what is not in the facts nothing is told. `more`: conditions that others know of.
-        `runways_s`: by budget and payer."""
+        """One look. `more`: conditions that others know of. `runways_s`: by budget and payer. Of a
+        balance that another machine asks for, it tells whether that fails."""
         views = list(balances)
         gauges = list(gauges_of(accounts, house.budgets, runways_s))
         balances_s = balance_runways_s(house.budgets, runways_s)
@@ -56,17 +54,16 @@ class Lookout:
             if watch is None or view.at_s is None:
                 continue
             known_s = balances_s.get(view.upstream)
-            gauge = balance_gauge(view.upstream, watch, view.usable, known_s)
+            gauge = balance_gauge(view.upstream, watch, view.likely, known_s)
             if gauge is not None:
                 gauges.append(gauge)
         conditions = [*self._of_stops(house, stops, now_s), *more]
-        if leads:
-            conditions += self._of_balances(views, now_s)
+        conditions += self._of_balances(views, now_s)
         return Facts(tuple(gauges), tuple(conditions), names_of(house))
 
     def _of_balances(self, views: Iterable[BalanceView], now_s: float) -> Iterator[Condition]:
         for view in views:
-            if view.manual:
+            if view.manual or not view.leads:
                 continue
             stale, name = view.state == "stale", view.upstream
             yield self._condition("balance", name, "balance_stale", stale, now_s, view.why)
@@ -120,7 +117,7 @@ def balance_runways_s(
     """How long each balance lasts, by upstream, as its budgets are spent: the shortest counts."""
     found: dict[str, float] = {}
     for budget in budgets:
-        lasts_s = (runways_s or {}).get((budget.name, EVERYONE))
+        lasts_s = (runways_s or {}).get((budget.name, budget.everyone))
         if budget.balance is not None and lasts_s is not None:
             found[budget.balance] = min(found.get(budget.balance, inf), lasts_s)
     return found

@@ -33,6 +33,8 @@ TRY_S = 15.0
 FIRST_TRY_S, LONGEST_TRY_S = 30.0, 600.0
 """Between two tries where nobody watches the balance; doubled each time."""
 MOST_DOUBLINGS = 10
+LONGEST_WAIT_S = 6 * 3600.0
+"""Between tries, whatever the provider said of when its limit is reset."""
 TOO_BIG_S = 600.0
 """How long calls of a size are refused that was too much for the account."""
 _encode = msgspec.json.Encoder().encode
@@ -45,6 +47,10 @@ class Breaker(msgspec.Struct, frozen=True):
     tries: int = 0
     try_at_s: float = 0.0
     trying_until_s: float = 0.0
+    not_before_s: float = 0.0
+    """After tries that failed: a figure that has not risen since is not believed before."""
+    level: int | None = None
+    """The figure of the balance when it was seen last."""
 
 
 _stop = msgspec.json.Decoder(Stop).decode
@@ -180,7 +186,9 @@ class StopKeeper:
             # Not the end of the stop: only when it is worth a try.
             stop = msgspec.structs.replace(stop, until_s=None)
             pause_s = 0.0 if self._watched(stop.name) else FIRST_TRY_S
-            breaker = Breaker(stop, try_at_s=until_s or (now_s + pause_s if pause_s else 0.0))
+            # A reset that is far off is not waited for blindly: a limit can be raised meanwhile.
+            told_s = None if until_s is None else min(until_s, now_s + LONGEST_WAIT_S)
+            breaker = Breaker(stop, try_at_s=told_s or (now_s + pause_s if pause_s else 0.0))
         if await self._write(was or Note(BREAKER, name, 0, b""), _encode(breaker)):
             logger.error("upstream %s is stopped (%s): %s", stop.name, stop.kind, stop.why)
 
@@ -190,7 +198,13 @@ class StopKeeper:
         tries = breaker.tries + 1
         pause_s = min(FIRST_TRY_S * 2 ** min(tries, MOST_DOUBLINGS), LONGEST_TRY_S)
         try_at_s = 0.0 if self._watched(breaker.stop.name) else now_s + pause_s
-        again = msgspec.structs.replace(breaker, tries=tries, try_at_s=try_at_s, trying_until_s=0.0)
+        again = msgspec.structs.replace(
+            breaker,
+            tries=tries,
+            try_at_s=try_at_s,
+            trying_until_s=0.0,
+            not_before_s=now_s + pause_s,
+        )
         await self._write(note, _encode(again))
 
     async def tried(self, upstream: str, served: bool) -> None:
@@ -206,19 +220,27 @@ class StopKeeper:
                     await self._failed(note, self._clock())
             self._spread()
 
-    async def has_money(self, upstream: str, since_s: float) -> None:
-        """The balance had money at that instant: worth a try. Raises LedgerDownError."""
+    async def has_money(self, upstream: str, since_s: float, amount: int | None) -> None:
+        """The balance had money at that instant: worth a try, and after tries that failed again
+        when it has risen, or a while has passed. Raises LedgerDownError."""
         if not any(stop.name == upstream and stop.kind != "paused" for stop in self.stops):
             return
         async with self._turn:
             await self._read()
             for note in self._breakers(upstream):
                 breaker = _breaker(note.body)
-                if breaker.stop.kind == "too_big" or breaker.stop.since_s >= since_s:
+                now_s = self._clock()
+                # One that opened in the future: the clock was set back.
+                before = since_s <= breaker.stop.since_s <= now_s
+                if breaker.stop.kind == "too_big" or before:
                     continue
-                if not breaker.try_at_s:
-                    due = msgspec.structs.replace(breaker, try_at_s=self._clock())
-                    await self._write(note, _encode(due))
+                level = breaker.level
+                risen = level is not None and (amount is None or amount > level)
+                seen = msgspec.structs.replace(breaker, level=amount)
+                if risen or (not breaker.try_at_s and now_s >= breaker.not_before_s):
+                    seen = msgspec.structs.replace(seen, try_at_s=now_s)
+                if seen != breaker:
+                    await self._write(note, _encode(seen))
         await self.look()
 
     async def close(self, upstream: str, who: str) -> bool:

@@ -20,7 +20,7 @@ import msgspec
 from budget_proxy.control_client import Answer, ControlError, fetch
 from budget_proxy.core.balance import Bad, BadKind, Reading, Watch, is_plausible, read, request_of
 from budget_proxy.core.book import AccountState, Cap, Remark
-from budget_proxy.core.budget import EVERYONE, Budget
+from budget_proxy.core.budget import BALANCE_PAYER, Budget
 from budget_proxy.core.events import BalanceLooked, Event
 from budget_proxy.core.headroom import Seen, drift_rate, limit_of, look
 from budget_proxy.core.house import House, Upstream
@@ -78,6 +78,11 @@ class BalanceView(NamedTuple):
     drift_per_s: float
     why: str
     """Why the last look failed; empty if it did not."""
+    leads: bool = True
+    """Whether this machine asks for it, and so knows whether that fails."""
+    likely: int | None = None
+    """What is usable if all that was spent before the last look is in its figure: more than
+    `usable`, which is on the safe side; what people are told, and top-ups are decided by."""
 
 
 @dataclass(slots=True)
@@ -89,6 +94,8 @@ class _Watched:
     budgets: tuple[Budget, ...]
     seen: Seen | None = None
     version: int = 0
+    leads: bool = False
+    """Whether this machine is the one that asks for it."""
     failures: int = 0
     why: str = ""
     limits: dict[str, int] = field(default_factory=dict)
@@ -110,15 +117,15 @@ class _Watched:
         """Whether nothing may be spent since nobody knows what is there."""
         return self.is_stale(now_s) and self.watch.on_stale == "refuse"
 
-    def limit(self, budget: Budget, now_s: float) -> int | None:
-        """The limit of a budget on it; None: it stays as it is."""
+    def limit(self, budget: Budget, now_s: float) -> int:
+        """The limit of a budget on it."""
         if self.seen is None:
             return 0
-        if self.is_stale(now_s):
-            return 0 if self.watch.on_stale == "refuse" else None
+        if self.refuses(now_s):
+            return 0
         every_s, lag_s = self.watch.every_s, self.lag_s
         if self.failures and not self.watch.manual:  # others go on taking theirs meanwhile
-            every_s *= 1 + (now_s - self.seen.at_s) // every_s
+            every_s *= 1 + max(0.0, now_s - self.seen.at_s) // every_s
         return limit_of(self.seen, budget.name, keep=budget.keep, lag_s=lag_s, every_s=every_s)
 
     def state(self, now_s: float) -> State:
@@ -191,6 +198,7 @@ class BalanceWatch:
         try:
             await self._lead()
             for watched in self._watched.values():
+                await self._lead_in(watched)
                 await self._set_limits(watched)
         except LedgerDownError as error:
             logger.error("the balances seen before cannot be read yet: %s", error)
@@ -209,6 +217,7 @@ class BalanceWatch:
             try:
                 await self._lead()
                 for watched in self._watched.values():
+                    await self._lead_in(watched)
                     await self._set_limits(watched)
             except LedgerDownError as error:
                 logger.debug("the limits of balances wait for the ledger: %s", error)
@@ -216,10 +225,18 @@ class BalanceWatch:
                 logger.exception("the limits of balances could not be set")
 
     async def _lead(self) -> None:
-        """Know whether this machine looks, and what was seen before. Raises LedgerDownError."""
-        self._leads = not self._shared or await self._take_lease()
+        """Know whether this machine keeps histories, and what was seen before. Raises
+        LedgerDownError."""
+        self._leads = not self._shared or await self._take_lease(WATCH, 0.0)
         if not self._recalled:
             await self._recall()
+
+    async def _lead_in(self, watched: _Watched) -> None:
+        """Know whether this machine asks for a balance: another one may have a policy without it.
+        Raises LedgerDownError."""
+        pause_s = 0.0 if watched.watch.manual else min(watched.watch.every_s, LONGEST_PAUSE_S)
+        name = f"{WATCH}/{watched.upstream.name}"
+        watched.leads = not self._shared or await self._take_lease(name, pause_s)
 
     def stop(self) -> None:
         """Look no more."""
@@ -234,8 +251,13 @@ class BalanceWatch:
 
     @property
     def leads(self) -> bool:
-        """Whether this machine is the one that looks."""
+        """Whether this machine is the one that keeps histories."""
         return self._leads
+
+    def leads_in(self, upstream: str) -> bool:
+        """Whether this machine is the one that asks for this balance."""
+        watched = self._watched.get(upstream)
+        return watched is not None and watched.leads
 
     def is_watched(self, upstream: str) -> bool:
         """Whether somebody looks at this balance, and hears answers."""
@@ -288,7 +310,8 @@ class BalanceWatch:
         """Ask for a balance once, if this machine watches. Raises LedgerDownError."""
         watched = self._watched[upstream]
         await self._lead()
-        if watched.watch.manual or not self._leads:
+        await self._lead_in(watched)
+        if watched.watch.manual or not watched.leads:
             await self._recall()
             return
         begun_s = self._clock()
@@ -362,7 +385,7 @@ class BalanceWatch:
     async def _set_limits(self, watched: _Watched) -> None:
         """Put the limits into the ledger where they are not yet, if this machine watches. Raises
         LedgerDownError."""
-        if not (self._leads and self._recalled):
+        if not (watched.leads and self._recalled):
             return
         await self._put_limits(watched)
 
@@ -371,9 +394,9 @@ class BalanceWatch:
         for budget in watched.budgets:
             limit = watched.limit(budget, self._clock())
             before = watched.limits.get(budget.name)
-            if limit is None or limit == before:
+            if limit == before:
                 continue
-            cap = Cap(self._new_id(), budget.name, EVERYONE, budget.unit, budget.span, limit)
+            cap = Cap(self._new_id(), budget.name, budget.everyone, budget.unit, budget.span, limit)
             await self._commit.commit(cap)
             watched.limits[budget.name] = limit
             raised = raised or before is None or limit > before
@@ -441,27 +464,32 @@ class BalanceWatch:
         watched.seen, watched.version = seen, watched.version + 1
         return True
 
-    async def _take_lease(self) -> bool:
-        """Whether this machine is the one that looks: it was, or the one that was is silent."""
+    async def _take_lease(self, name: str, pause_s: float) -> bool:
+        """Whether this machine has a duty: it had it, or the one that had it is silent, for longer
+        than it pauses."""
         async with self._lease_turn:
             now_s = self._ledger.now_s()
-            mine = Lease(self._owner, now_s + LEASE_S + self._longest_pause_s())
+            mine = Lease(self._owner, now_s + LEASE_S + pause_s)
             version = 0
             for note in await self._ledger.notes(LEASE):
-                if note.name != WATCH:
+                if note.name != name:
                     continue
                 lease, version = _lease(note.body), note.version
                 if lease.owner != self._owner and lease.until_s > now_s:
                     return False
                 if lease.owner == self._owner and lease.until_s > mine.until_s - RENEW_S:
                     return True
-            return await self._ledger.write_notes([Change(LEASE, WATCH, version, _encode(mine))])
+            return await self._ledger.write_notes([Change(LEASE, name, version, _encode(mine))])
 
-    def _longest_pause_s(self) -> float:
-        pauses = [
-            watched.watch.every_s for watched in self._watched.values() if not watched.watch.manual
-        ]
-        return min(max(pauses, default=0.0), LONGEST_PAUSE_S)
+    async def give_up(self) -> None:
+        """Let another machine have the duties of this one at once. Raises LedgerDownError."""
+        if not self._shared:
+            return
+        async with self._lease_turn:
+            over = _encode(Lease(self._owner, 0.0))
+            mine = [it for it in await self._ledger.notes(LEASE) if _owner_of(it) == self._owner]
+            for note in mine:
+                await self._ledger.write_notes([Change(LEASE, note.name, note.version, over)])
 
     # -- for people --------------------------------------------------------------------------------
 
@@ -475,11 +503,13 @@ class BalanceWatch:
         self, watched: _Watched, accounts: Sequence[AccountState], now_s: float
     ) -> BalanceView:
         seen = watched.seen
-        on_it = _accounts_on(accounts, watched.budgets).values()
+        rows = _accounts_on(accounts, watched.budgets)
+        on_it = rows.values()
         left = [max(0, row.limit - row.spent - row.held) for row in on_it]
         limited = seen is not None and seen.amount is not None
         there = seen is not None and seen.open and not watched.refuses(now_s)
         amount = seen.amount if seen is not None else None
+        usable = _usable(left, amount if there else 0) if limited else None
         return BalanceView(
             watched.upstream.name,
             watched.watch.unit,
@@ -487,16 +517,37 @@ class BalanceWatch:
             watched.watch.manual,
             amount,
             None if seen is None else seen.at_s,
-            _usable(left, amount if there else 0) if limited else None,
+            usable,
             max((row.held for row in on_it), default=0),
             0.0 if seen is None else drift_rate(seen, watched.lag_s),
             watched.why,
+            watched.leads,
+            _likely(seen, watched.budgets, rows) if limited and there else usable,
         )
 
 
 def _usable(left: Sequence[int], amount: int | None) -> int:
     """Of a balance that budgets follow what they have left, else what there is."""
     return min(left) if left else max(0, amount or 0)
+
+
+def _likely(
+    seen: Seen | None, budgets: Sequence[Budget], rows: Mapping[str, AccountState]
+) -> int | None:
+    """The figure less what was spent since that look, what is held, and what is kept."""
+    if seen is None or seen.amount is None:
+        return None
+    gone = 0
+    for budget in budgets:
+        row, samples = rows.get(budget.name), seen.samples.get(budget.name)
+        if row is not None:
+            since = row.spent - samples[-1].spent if samples else 0
+            gone = max(gone, since + row.held + budget.keep)
+    return max(0, seen.amount - gone)
+
+
+def _owner_of(note: Note) -> str:
+    return _lease(note.body).owner
 
 
 def _read(note: Note, unit: str) -> Seen | None:
@@ -520,7 +571,7 @@ def _accounts_on(
     return {
         row.budget: row
         for row in rows
-        if units.get(row.budget) == row.unit and row.payer == EVERYONE and row.end_s is None
+        if units.get(row.budget) == row.unit and row.payer == BALANCE_PAYER and row.end_s is None
     }
 
 

@@ -27,10 +27,9 @@ def conditions(
     stops: Sequence[Stop] = (),
     *,
     now_s: float = 100.0,
-    leads: bool = True,
     lookout: Lookout | None = None,
 ) -> dict[str, Condition]:
-    facts = (lookout or Lookout()).facts(HOUSE, (), [view], stops, now_s, leads=leads)
+    facts = (lookout or Lookout()).facts(HOUSE, (), [view], stops, now_s)
     return {f"{one.kind} {one.item}".strip(): one for one in facts.conditions}
 
 
@@ -55,7 +54,7 @@ def test_what_is_told_of_a_balance(view: BalanceView, told: set[str]) -> None:
 
 def test_of_a_balance_only_the_machine_that_looks_can_tell() -> None:
     stale = FRESH._replace(state="stale", why="x")
-    found = conditions(stale, leads=False)
+    found = conditions(stale._replace(leads=False))
     assert set(found) == {f"breaker_open {kind}" for kind in MONEY_STOPS}
 
 

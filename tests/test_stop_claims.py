@@ -69,7 +69,7 @@ def test_a_watched_breaker_is_due_when_the_balance_is_seen_to_have_money() -> No
         town.now_s += 3600
         await town.look()
         assert (town.a.knows, town.b.knows) == (STOPPED, STOPPED)
-        await town.b.keeper.has_money("up", town.now_s)
+        await town.b.keeper.has_money("up", town.now_s, 5)
         await town.look()
         assert (town.a.knows, town.b.knows) == (DUE, DUE)
 
@@ -92,7 +92,7 @@ async def due(town: Town) -> None:
     """A breaker that may be tried, as both machines know."""
     await town.a.keeper.opened(EMPTY)
     town.now_s += 60
-    await town.a.keeper.has_money("up", town.now_s)
+    await town.a.keeper.has_money("up", town.now_s, 5)
     await town.look()
     assert (town.a.knows, town.b.knows) == (DUE, DUE)
 
@@ -141,7 +141,7 @@ def test_who_was_refused_again_is_tried_when_the_next_look_sees_money() -> None:
         town.now_s += 60
         await town.look()
         assert (town.a.knows, town.b.knows) == (STOPPED, STOPPED)
-        await town.b.keeper.has_money("up", town.now_s)
+        await town.b.keeper.has_money("up", town.now_s, 5)
         assert town.b.knows == DUE
 
     played(story)

@@ -18,6 +18,7 @@ from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.stop_keeper import (
     FIRST_TRY_S,
     LONGEST_TRY_S,
+    LONGEST_WAIT_S,
     TOO_BIG_S,
     TRY_S,
     StopKeeper,
@@ -187,18 +188,59 @@ def test_where_the_balance_is_watched_it_is_tried_when_there_is_money() -> None:
         rig.watched.add("a")
         await rig.keeper.opened(empty())
         assert await rig.tries_after(10 * LONGEST_TRY_S) == []
-        await rig.keeper.has_money("a", BEGAN_S)
+        await rig.keeper.has_money("a", BEGAN_S, 5)
         assert rig.told[-1][1] == [], "a figure of before it opened says nothing"
-        await rig.keeper.has_money("a", rig.now_s)
+        await rig.keeper.has_money("a", rig.now_s, 5)
         assert rig.told[-1][1] == ["a"]
         assert await rig.keeper.claim("a")
         await rig.keeper.tried("a", served=False)
         assert await rig.tries_after(10 * LONGEST_TRY_S) == []
-        await rig.keeper.has_money("a", rig.now_s)
+        await rig.keeper.has_money("a", rig.now_s, 5)
         assert rig.told[-1][1] == ["a"], "the next look may be right"
         assert await rig.keeper.claim("a")
         await rig.keeper.tried("a", served=True)
         assert rig.kinds == []
+
+    played(story)
+
+
+def test_a_figure_that_does_not_rise_is_believed_less_and_less() -> None:
+    """The provider says no, and its figure says that there is money: it lags, or is not about this
+    key. One look after the other must not let one call after the other through."""
+
+    async def story(rig: Rig) -> None:
+        rig.watched.add("a")
+        await rig.keeper.opened(empty())
+        tried = []
+        for second in range(1, 400):
+            rig.now_s = BEGAN_S + second
+            await rig.keeper.has_money("a", rig.now_s, 5)
+            if await rig.tries_after(0):
+                tried.append(second)
+                await rig.keeper.opened(empty())
+        assert tried == [1, 61, 181]
+        await rig.keeper.has_money("a", rig.now_s, 6)
+        assert await rig.tries_after(0) == ["a"], "it has risen"
+
+    played(story)
+
+
+def test_after_the_clock_was_set_back_a_look_is_believed() -> None:
+    async def story(rig: Rig) -> None:
+        rig.watched.add("a")
+        await rig.keeper.opened(empty())
+        rig.now_s -= 3600
+        await rig.keeper.has_money("a", rig.now_s, 5)
+        assert await rig.tries_after(0) == ["a"]
+
+    played(story)
+
+
+def test_a_reset_that_is_far_off_is_not_waited_for_blindly() -> None:
+    async def story(rig: Rig) -> None:
+        await rig.keeper.opened(empty("key_cap", until_s=BEGAN_S + 10**8))
+        assert await rig.tries_after(LONGEST_WAIT_S - 1) == []
+        assert await rig.tries_after(2) == ["a"]
 
     played(story)
 

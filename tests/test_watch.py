@@ -14,7 +14,7 @@ from memory_ledger import MemoryLedger
 
 from budget_proxy.control_client import Answer, ControlError
 from budget_proxy.core.balance import Shape, Watch
-from budget_proxy.core.book import FROM_LEDGER, AccountState, Hold, Leg, Settle
+from budget_proxy.core.book import FROM_LEDGER, AccountState, Adjust, Hold, Leg, Settle, Short
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.events import BalanceLooked, Event
 from budget_proxy.core.headroom import Seen
@@ -113,7 +113,7 @@ class Rig:
 
     async def spend(self, amount: int) -> None:
         name = f"call-{id(object())}-{self.now_s}-{amount}"
-        leg = Leg("account", "(all)", "USD", Span("total"), FROM_LEDGER, amount)
+        leg = Leg("account", "(balance)", "USD", Span("total"), FROM_LEDGER, amount)
         await self.ledger.commit(
             [Hold(name, "me", (leg,), 60.0, b"{}"), Settle(name, {"USD": amount}, "actual", b"{}")]
         )
@@ -462,6 +462,63 @@ def test_of_two_machines_one_asks_and_both_know() -> None:
         await one.watch.look("a")
         assert (two.watch.leads, one.watch.leads) == (True, False)
         assert two.provider.asked == 1
+
+    played(story)
+
+
+def test_a_machine_whose_policy_has_another_balance_does_not_keep_others_from_looking() -> None:
+    async def story(rig: Rig) -> None:
+        of = house()
+        older = Rig(ledger=rig.ledger, shared=True, owner="older")
+        newer = Rig(ledger=rig.ledger, shared=True, owner="newer")
+        await older.begin(House(of.listen, of.admin, of.ledger, {}, {}, ()))
+        await newer.begin()
+        await newer.watch.look("a")
+        assert newer.provider.asked == 1
+        assert await rig.limit() == 100 * USD
+
+    played(story)
+
+
+def test_a_machine_that_stops_gives_its_duties_up() -> None:
+    async def story(rig: Rig) -> None:
+        one = Rig(ledger=rig.ledger, shared=True, owner="one")
+        two = Rig(ledger=rig.ledger, shared=True, owner="two")
+        for machine in (one, two):
+            await machine.begin()
+            await machine.watch.look("a")
+        one.watch.stop()
+        await one.watch.give_up()
+        await two.watch.look("a")
+        assert (one.provider.asked, two.provider.asked) == (1, 1)
+
+    played(story)
+
+
+def test_the_limit_of_a_policy_is_never_taken_for_what_is_left() -> None:
+    """The budget had a limit of its own before; its account is another one."""
+
+    async def story(rig: Rig) -> None:
+        leg = Leg("account", "(all)", "USD", Span("total"), 1000 * USD, USD)
+        await rig.ledger.commit([Hold("fixed", "me", (leg,), 60.0)])
+        call = Leg("account", house().budgets[0].everyone, "USD", Span("total"), FROM_LEDGER, USD)
+        (outcome,) = await rig.ledger.commit([Hold("1", "me", (call,), 60.0)])
+        assert isinstance(outcome, Short), "nothing was seen of the balance yet"
+
+    played(story)
+
+
+def test_a_correction_gives_back_no_more_than_the_figure() -> None:
+    async def story(rig: Rig) -> None:
+        await rig.begin()
+        await rig.spend(50 * USD)
+        rig.now_s += 1000
+        await rig.watch.look("a")
+        span = Span("total")
+        took = Adjust("x", "account", "(balance)", "USD", span, FROM_LEDGER, -40 * USD, b"{}")
+        await rig.ledger.commit([took])
+        await rig.watch.look("a")
+        assert ((await rig.view()).usable or 0) <= ((await rig.view()).amount or 0)
 
     played(story)
 

@@ -490,7 +490,7 @@ def subject_words(subject: Subject) -> str:
     of = {"budget": "Budget", "balance": "Balance of", "upstream": "Upstream", "topup": "Top-up of"}
     payer = _line(subject.payer)
     named = f"{of[subject.kind]} {subject.name}"
-    return f"{named}, {payer}" if payer and payer != "(all)" else named
+    return f"{named}, {payer}" if payer and payer not in ("(all)", "(balance)") else named
 
 
 def _line(text: str) -> str:

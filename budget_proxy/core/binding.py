@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from budget_proxy.core.book import Leg
 from budget_proxy.core.budget import (
-    EVERYONE,
     MAX_PAYER_LENGTH,
     SHARED_PAYER,
     Budget,
@@ -87,7 +86,7 @@ class Binding:
 def _bound(budget: Budget, facts: Facts) -> _Bound:
     payer = None
     if not budget.for_each:
-        payer = EVERYONE
+        payer = budget.everyone
     elif not budget.caller_names_payer:
         parts = [_part(part, facts, _NOTHING) for part in budget.for_each]
         payer = "|".join(filter(None, parts)) if all(parts) else None
@@ -98,7 +97,7 @@ def _bound(budget: Budget, facts: Facts) -> _Bound:
 def payer_of(budget: Budget, facts: Facts, document: Document, admits: Roster) -> str | None:
     """The payer; None where the budget does not touch a call that names none."""
     if not budget.for_each:
-        return EVERYONE
+        return budget.everyone
     parts = [_part(part, facts, document) for part in budget.for_each]
     named = [part for part in parts if part]
     payer = "|".join(named) if len(named) == len(parts) else ""

@@ -25,6 +25,9 @@ SHARED_PAYER = "(shared)"
 """The payer of callers who name none, or one too many, under `missing: share`."""
 EVERYONE = "(all)"
 """The payer of a budget that has no `for_each`."""
+BALANCE_PAYER = "(balance)"
+"""The payer of a budget on a prepaid balance. Its account is another one than that of a budget of
+the same name with a limit of its own: no limit of a policy is ever taken for what is left."""
 MAX_PAYER_LENGTH = 128
 
 
@@ -130,6 +133,11 @@ class Budget:
     def wait_s(self) -> float:
         """How long a call that does not fit may wait; 0: it is refused at once, or let pass."""
         return self.max_wait_s if self.on_shortfall == "wait" else 0.0
+
+    @property
+    def everyone(self) -> str:
+        """The payer where there is no `for_each`."""
+        return EVERYONE if self.balance is None else BALANCE_PAYER
 
     @property
     def caller_names_payer(self) -> bool:

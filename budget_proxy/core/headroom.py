@@ -82,6 +82,8 @@ def look(
     for name, total in spent.items():
         first = Sample(at_s - lag_s, total - (just or {}).get(name, 0))
         known = _samples_of(before, name) or [first]
+        # What was taken back since (a correction) was never in the figure.
+        known = [one if one.spent <= total else Sample(one.at_s, total) for one in known]
         samples[name] = _kept([*known, Sample(at_s, total)], oldest_s)
     highest = max(before.highest if before else 0, amount or 0)
     return Seen(at_s, amount, highest=highest, samples=samples, looks=looks)

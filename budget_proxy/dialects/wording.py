@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import NamedTuple
 
-from budget_proxy.core.budget import EVERYONE, SHARED_PAYER
+from budget_proxy.core.budget import BALANCE_PAYER, EVERYONE, SHARED_PAYER
 from budget_proxy.core.money import is_currency, show
 from budget_proxy.core.refusal import Reason, Refusal, Shortfall
 
@@ -186,7 +186,7 @@ def _also(others: tuple[Shortfall, ...]) -> str:
 
 def _name(short: Shortfall) -> str:
     # repr() quotes, and escapes whatever cannot be printed.
-    if short.payer == EVERYONE:
+    if short.payer in (EVERYONE, BALANCE_PAYER):
         return repr(short.budget)
     if short.payer == SHARED_PAYER:
         return f"{short.budget!r} (shared by callers without an account of their own)"

@@ -125,8 +125,30 @@ def _limit(spot: Spot, entry: BudgetEntry, scope: Scope) -> Amount:
             f"upstream {quoted(name)} has no `balance:`; name a preset there, say how to ask for "
             "it, or write `balance: manual`"
         )
+    _check_sees_all(spot, entry, name, scope)
     watch = None if upstream is None else upstream.watch
     return Amount(FROM_LEDGER, "USD" if watch is None else watch.unit)
+
+
+def _check_sees_all(spot: Spot, entry: BudgetEntry, upstream: str, scope: Scope) -> None:
+    """A budget on a balance knows what is spent of it only if it binds every call, and no other."""
+    when = entry.when or {}
+    others = sorted(when.keys() - {"upstream"})
+    for key in others:
+        spot.at("when").wrong_key(
+            key,
+            "a budget on a balance has to see all that is spent of it: only `upstream` may stand "
+            "here; keep shares apart with `reserve` or further budgets",
+        )
+    named = when.get("upstream")
+    globs = () if named is None or isinstance(named, dict) else texts(named)
+    if named is None and len(scope.upstream_names) > 1:
+        spot.wrong(
+            f"write `when: {{upstream: {upstream}}}`: else calls of other upstreams count as if "
+            "they were paid from this balance"
+        )
+    elif globs and not any(fnmatchcase(upstream, glob) for glob in globs):
+        spot.at("when", "upstream").wrong(f"must be {quoted(upstream)}, whose balance it is")
 
 
 def _keep(spot: Spot, entry: BudgetEntry, unit: str) -> int:
@@ -328,9 +350,17 @@ def check_together(
 ) -> None:
     """Say what is wrong between budgets, upstreams and services."""
     heirs: dict[str, str] = {}
+    owners: dict[str, str] = {}
     for budget in budgets:
         here = spot.at(budget.name)
         _check_was(here, budget, names, heirs)
+        if budget.balance is not None:
+            owner = owners.setdefault(budget.balance, budget.name)
+            if owner != budget.name:
+                here.at("limit").wrong(
+                    f"budget {quoted(owner)} is on this balance already: each of two would let all "
+                    "of it through"
+                )
         if scope.whole:
             _check_unit(here, budget, scope)
             _check_labels(here, budget, given[budget.name], scope)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from budget_proxy.core.budget import EVERYONE, FACT_KEYS, SHARED_PAYER, Budget, Condition, Facts
+from budget_proxy.core.budget import FACT_KEYS, SHARED_PAYER, Budget, Condition, Facts
 from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.money import is_currency, show
 from budget_proxy.core.window import Per
@@ -133,7 +133,7 @@ def shown_limit(budget: Budget, payer: str) -> str:
 def _payer(budget: Budget, service: Service) -> str | None:
     """Who pays, as far as the policy tells; None where the budget skips this service."""
     if not budget.for_each:
-        return EVERYONE
+        return budget.everyone
     names: list[str] = []
     for part in budget.for_each:
         if part.kind == "fact" and part.name == "service":

@@ -19,6 +19,11 @@ from budget_proxy.core.window import Span
 from budget_proxy.policy import check, effective, json_schema, load, warnings
 
 ENVIRONMENT = {
+    "BUDGET_PROXY_TOKEN": "token-0123456789",
+    "DEEPSEEK_API_KEY": "sk-deepseek",
+    "BATCH_KEY": "batch-key-0123456789",
+    "TOPUP_URL": "https://billing.example.com/topups",
+    "ALERT_WEBHOOK": "https://hooks.example.com/1",
     "OPENAI_API_KEY": "sk-0penai-0123456789",
     "ANTHROPIC_API_KEY": "sk-ant-0123456789",
     "BUDGET_PROXY_KEY": "app-key-0123456789",
