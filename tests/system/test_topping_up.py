@@ -11,6 +11,7 @@ from harness import Rig, running
 
 from budget_proxy import keeping
 from budget_proxy.__main__ import main
+from budget_proxy.core.budget import BALANCE_PAYER
 from budget_proxy.core.money import NANOS
 
 BASE = """
@@ -69,7 +70,7 @@ async def until(rig: Rig, states: list[str]) -> None:
 
 
 async def limit_of(rig: Rig) -> int:
-    account = await rig.account("account")
+    account = await rig.account("account", BALANCE_PAYER)
     return 0 if account is None else account.limit
 
 
