@@ -160,7 +160,8 @@ def _said(ok: Ok | None, how: str, body: bytes) -> Result:
     if ok is None:
         return Result("sent", f"the hook {how}")
     try:
-        found = [said(value) for value in find(ok.path, read_json(body))]
+        document = read_json(body, each_key_once=True)
+        found = [said(value) for value in find(ok.path, document)]
     except ValueError:
         return Result("unknown", f"the hook {how}, but with no JSON that could be read")
     if any(word in ok.among for word in found):

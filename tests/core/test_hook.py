@@ -83,6 +83,8 @@ ANSWERS: list[tuple[int, Any, Ok | None, str]] = [
     (200, {"error": "declined"}, PAID, "failed"),
     (200, {"status": None}, PAID, "failed"),
     (200, [], PAID, "failed"),
+    (200, '{"status": "failed", "status": "succeeded"}', PAID, "unknown"),
+    (200, '{"status": 1e99999999999999999999}', PAID, "unknown"),
     (200, "<html>", PAID, "unknown"),
     (200, "", PAID, "unknown"),
     (400, "", None, "failed"),
