@@ -540,7 +540,10 @@ def test_what_has_to_stop_follows_from_what_it_means() -> None:
         (True, None),
         (-5, None),
         (10**30, None),
+        (-(10**30), None),
         ([], None),
+        ("0001-01-01T00:00:00+14:00", None),
+        ("9999-12-31T23:59:59-14:00", None),
     ],
 )
 def test_when_calls_pass_again_is_read_if_it_is_a_time(
@@ -550,6 +553,15 @@ def test_when_calls_pass_again_is_read_if_it_is_a_time(
     found = verdict("openrouter", 403, body)
     assert found is not None
     assert found.until_s == (until and until.timestamp())
+
+
+@pytest.mark.parametrize("number", ["1e999999999999999", "-1e999999999999999", "1e-999999999999"])
+def test_a_time_with_any_exponent_is_no_time_at_all(number: str) -> None:
+    """Written out in full it would fill the memory."""
+    body = json.dumps(openrouter(403, "Budget limit exceeded", resets_at=0))
+    found = verdict("openrouter", 403, body.replace('"resets_at": 0', f'"resets_at": {number}'))
+    assert found is not None
+    assert found.until_s is None
 
 
 def test_a_date_in_a_sentence_is_read_too() -> None:

@@ -202,17 +202,19 @@ def fit_to_show(text: str, secrets: Sequence[str] = ()) -> str:
 
 def _time(value: Any) -> float | None:
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        if not 0 < value < _LATEST_S * _MILLISECONDS:
+            return None  # a large exponent would be written out in full
         whole = int(value)
-        return _believed(whole if abs(whole) < _LATEST_S else whole // _MILLISECONDS)
+        return _believed(whole if whole < _LATEST_S else whole // _MILLISECONDS)
     match = _DATE.search(value[:_MAX_TEXT]) if isinstance(value, str) else None
     if match is None:
         return None
     clock, zone = match[2] or "00:00", match[3] or "Z"
     try:
         moment = datetime.fromisoformat(f"{match[1]}T{clock}{zone.replace('UTC', 'Z')}")
-    except ValueError:
+        return _believed(moment.astimezone(UTC).timestamp())
+    except (ValueError, OverflowError):  # no date, or one before the first
         return None
-    return _believed(moment.astimezone(UTC).timestamp())
 
 
 def _believed(seconds: float) -> float | None:
