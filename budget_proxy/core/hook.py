@@ -136,9 +136,12 @@ def _in_argument(word: str) -> str:
     return word.replace("\0", "")
 
 
-def of_answer(hook: HttpHook, status: int, body: bytes) -> Result:
-    """What an answer over HTTP means."""
+def of_answer(hook: HttpHook, status: int, body: bytes, content_type: str = "") -> Result:
+    """What an answer over HTTP means. A page for people (a login, a maintenance notice) says
+    nothing, whatever its status of success."""
     if 200 <= status < 300:
+        if _is_page(body, content_type):
+            return Result("unknown", f"the hook answered {status}, but with a page for people")
         return _said(hook.ok, f"answered {status}", body)
     if status in _ELSEWHERE or (400 <= status < 500 and status not in _UNCLEAR):
         return Result("failed", f"the hook answered {status}")
@@ -154,6 +157,13 @@ def of_exit(hook: CommandHook, code: int, output: bytes) -> Result:
     if code < 0:
         return Result("unknown", f"the command was ended by signal {-code}")
     return Result("unknown", f"the command ended with {code}")
+
+
+def _is_page(body: bytes, content_type: str) -> bool:
+    start = body.removeprefix(b"\xef\xbb\xbf").lstrip()[:9].lower()
+    return start.startswith((b"<!doctype", b"<html")) or (
+        "html" in content_type.lower() and start.startswith(b"<")
+    )
 
 
 def _said(ok: Ok | None, how: str, body: bytes) -> Result:
