@@ -114,6 +114,7 @@ class Proxy:
         self._emit = emit
         self._loop = asyncio.get_running_loop()
         self._buffered = 0
+        self._heard_badly = False
         self.draining = False
 
     def reload(self, house: House, binding: Binding, admits: Roster) -> None:
@@ -382,12 +383,18 @@ class Proxy:
         ledger.land(operation).add_done_callback(self._landed)
 
     def _heard(self, order: Order, hearing: Hearing) -> None:
-        """An answer that may say that the money is out: then no other call follows it."""
-        upstream = order.upstream
-        nanos = order.estimate.amounts.get(upstream.currency, 0)
-        stop = hearing.stop(nanos, self._clock())
-        if stop is not None:
-            self._stops.stop(stop)
+        """An answer that may say that the money is out: then no other call follows it. Whatever
+        goes wrong here, the answer is passed on and settled."""
+        try:
+            nanos = order.estimate.amounts.get(order.upstream.currency, 0)
+            stop = hearing.stop(nanos, self._clock())
+            if stop is not None:
+                self._stops.stop(stop)
+        except Exception as error:
+            if not self._heard_badly:
+                self._heard_badly = True
+                kind = type(error).__name__
+                logger.error("what an upstream's answer says of the money was not heard: %s", kind)
 
     def _landed(self, done: asyncio.Future[Outcome]) -> None:
         if done.cancelled():

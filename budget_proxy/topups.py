@@ -371,7 +371,8 @@ class TopUps:
             )
         except ControlError as error:
             return Result("failed" if error.surely_not_sent else "unknown", f"the hook: {error}")
-        return of_answer(hook, answer.status, answer.body)
+        content_type = answer.headers.get("content-type", "")
+        return of_answer(hook, answer.status, answer.body, content_type)
 
 
 _NOT_BEGUN = Result("failed", "the ledger did not answer, and nothing was sent")

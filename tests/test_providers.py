@@ -7,6 +7,7 @@ to have several codes, each is here.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -91,6 +92,8 @@ TABLE: list[tuple[str, int, Any, Mapping[str, str], str | None]] = [
         {},
         NOTHING,
     ),
+    ("openai", 402, openai("a_new_code", "a_new_type"), RETRY, "transient"),
+    ("openai", 402, openai("a_new_code", "a_new_type"), {}, "account_empty"),
     ("openai", 401, openai("invalid_api_key", "invalid_request_error", "billing"), {}, NOTHING),
     ("openai", 403, openai("unsupported_country", "request_forbidden"), {}, NOTHING),
     ("openai", 429, "quota", {}, NOTHING),
@@ -121,6 +124,8 @@ TABLE: list[tuple[str, int, Any, Mapping[str, str], str | None]] = [
         *({}, "key_cap"),
     ),
     ("anthropic", 402, anthropic("billing_error", "Payment needed"), {}, "account_empty"),
+    ("anthropic", 402, anthropic("a_new_type", "Payment needed"), RETRY, "transient"),
+    ("anthropic", 402, anthropic("a_new_type", "Payment needed"), {}, "account_empty"),
     (
         *("anthropic", 402),
         anthropic("billing_error", "no", "linked_organization_billing_unavailable"),
@@ -179,6 +184,7 @@ TABLE: list[tuple[str, int, Any, Mapping[str, str], str | None]] = [
         google(429, "Your prepayment credits are depleted.", "RESOURCE_EXHAUSTED"),
         *({}, "account_empty"),
     ),
+    ("gemini", 402, google(402, "busy", "RESOURCE_EXHAUSTED"), RETRY, "transient"),
     ("gemini", 429, google(429, QUOTA, "RESOURCE_EXHAUSTED"), {}, "transient"),
     (
         *("gemini", 429),
@@ -335,9 +341,12 @@ TABLE: list[tuple[str, int, Any, Mapping[str, str], str | None]] = [
     ("fireworks", 412, {"error": {"message": "Account is suspended"}}, {}, "account_empty"),
     ("fireworks", 412, {"error": {"message": "reached the spending limit"}}, {}, "key_cap"),
     ("fireworks", 412, {"error": {"message": "precondition failed: deployment"}}, {}, NOTHING),
+    ("fireworks", 412, {"error": {"message": "no model 'credits suspended'"}}, {}, NOTHING),
+    ("fireworks", 412, {"error": {"message": "no model 'spending limit'"}}, {}, NOTHING),
     ("generic", 402, {"error": {"message": QUOTA}}, {}, "account_empty"),  # W&B, CoreWeave
     ("novita", 400, {"code": 400, "reason": "BILLING_BALANCE_NOT_ENOUGH"}, {}, "account_empty"),
     ("novita", 400, {"code": 400, "reason": "INVALID_REQUEST_BODY"}, {}, NOTHING),
+    ("novita", 400, {"code": 400, "message": "no BILLING_BALANCE_NOT_ENOUGH"}, {}, NOTHING),
     # -- Bedrock: nothing is paid ahead
     *(
         ("bedrock", status, {"message": "x"}, {"x-amzn-errortype": kind}, means)
@@ -398,6 +407,7 @@ TABLE: list[tuple[str, int, Any, Mapping[str, str], str | None]] = [
     ("serpapi", 429, {"error": "Your account has run out of searches."}, {}, "account_empty"),
     ("serpapi", 429, {"error": "You are exceeding 200 searches per hour"}, {}, "transient"),
     ("serpapi", 401, {"error": "Invalid API key."}, {}, NOTHING),
+    ("serpapi", 400, {"error": "Unsupported `run out of searches` location"}, {}, NOTHING),
     # -- whose 402 is about a customer's card
     ("stripe", 402, CARD, {}, "other"),
     ("stripe", 402, {"error": {"type": "invalid_request_error"}}, {}, "other"),
@@ -414,7 +424,7 @@ TABLE: list[tuple[str, int, Any, Mapping[str, str], str | None]] = [
     ("generic", 429, {"message": "You are out of credits"}, {}, "account_empty"),
     ("generic", 429, {"message": "Insufficient balance"}, RETRY, "account_empty"),
     ("generic", 403, {"message": "Monthly spend limit reached"}, {}, "key_cap"),
-    ("generic", 400, {"message": "You have reached your monthly usage limit"}, {}, "key_cap"),
+    ("generic", 403, {"message": "You have reached your monthly usage limit"}, {}, "key_cap"),
     ("generic", 429, {"message": "You have reached your usage limit"}, RETRY, "transient"),
     (
         "generic",
@@ -441,6 +451,12 @@ TABLE: list[tuple[str, int, Any, Mapping[str, str], str | None]] = [
     ("generic", 401, {"error": "bad key"}, {}, NOTHING),
     ("generic", 403, "", {}, NOTHING),
     ("generic", 422, {"detail": [{"input": "insufficient balance"}]}, {}, NOTHING),
+    # -- anybody's 400s repeat what was sent
+    *(
+        ("generic", status, {"error": {"message": f"no model '{said}'"}}, {}, NOTHING)
+        for status in (400, 401, 404, 409, 412, 413, 415, 422)
+        for said in ("insufficient balance", "spend limit reached", "payment required")
+    ),
     ("generic", 503, {"message": "insufficient balance"}, RETRY, NOTHING),
     ("generic", 200, {"message": "insufficient balance"}, {}, NOTHING),
 ]
@@ -540,7 +556,10 @@ def test_what_has_to_stop_follows_from_what_it_means() -> None:
         (True, None),
         (-5, None),
         (10**30, None),
+        (-(10**30), None),
         ([], None),
+        ("0001-01-01T00:00:00+14:00", None),
+        ("9999-12-31T23:59:59-14:00", None),
     ],
 )
 def test_when_calls_pass_again_is_read_if_it_is_a_time(
@@ -550,6 +569,15 @@ def test_when_calls_pass_again_is_read_if_it_is_a_time(
     found = verdict("openrouter", 403, body)
     assert found is not None
     assert found.until_s == (until and until.timestamp())
+
+
+@pytest.mark.parametrize("number", ["1e999999999999999", "-1e999999999999999", "1e-999999999999"])
+def test_a_time_with_any_exponent_is_no_time_at_all(number: str) -> None:
+    """Written out in full it would fill the memory."""
+    body = json.dumps(openrouter(403, "Budget limit exceeded", resets_at=0))
+    found = verdict("openrouter", 403, body.replace('"resets_at": 0', f'"resets_at": {number}'))
+    assert found is not None
+    assert found.until_s is None
 
 
 def test_a_date_in_a_sentence_is_read_too() -> None:
@@ -566,6 +594,27 @@ def test_a_date_in_a_sentence_is_read_too() -> None:
 def test_what_is_said_is_that_of_the_provider() -> None:
     found = verdict("deepseek", 402, {"error": {"message": "Insufficient Balance", "code": 1}})
     assert found == Verdict("account_empty", "Insufficient Balance", None, "credential")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (429, {"message": "no credits for 'my own words'"}, None),
+        (429, {"message": "'my own words': out of credits, my own words"}, "out of credits"),
+        (403, {"error": {"message": "Spend limit reached: my own words"}}, "Spend limit reached"),
+        (403, {"error": {"code": "insufficient_quota", "message": "my own words"}}, None),
+        (402, {"message": "my own words"}, "status 402"),
+        (402, "my own words", "status 402"),
+    ],
+)
+def test_of_an_answer_of_anybody_only_the_words_that_fit_are_said(
+    status: int, body: Any, said: str | None
+) -> None:
+    """The rest may be what a caller sent, and is told to the others."""
+    for provider in ("generic", "mistral", "novita"):
+        found = verdict(provider, status, body)
+        assert said is None or (found is not None and found.said == said)
+        assert found is None or "my own words" not in found.said
 
 
 @pytest.mark.parametrize(
@@ -587,14 +636,15 @@ def test_what_is_said_is_fit_for_a_log(text: str, shown: str) -> None:
 
 
 def test_what_is_said_is_short() -> None:
-    found = verdict("generic", 402, {"message": "word " * 10_000})
+    found = verdict("stability", 402, {"message": "word " * 10_000, "name": "payment_required"})
     assert found is not None
     assert len(found.said) == MAX_SAID
 
 
 def test_only_the_beginning_of_a_body_is_looked_at() -> None:
-    assert verdict("novita", 400, " " * MAX_BODY + "BILLING_BALANCE_NOT_ENOUGH") is None
-    assert verdict("novita", 400, " " * 100 + "BILLING_BALANCE_NOT_ENOUGH") is not None
+    rules = Rules("x", (Rule("transient", frozenset({400}), pattern=re.compile("busy")),))
+    assert judge(rules, 400, {}, b" " * MAX_BODY + b"busy") is None
+    assert judge(rules, 400, {}, b" " * 100 + b"busy") is not None
 
 
 def test_a_header_is_tested_by_name_and_value() -> None:

@@ -89,6 +89,8 @@ class Hook:
             return web.Response()
         if isinstance(answer, int):
             return web.json_response({"status": "succeeded"}, status=answer)
+        if isinstance(answer, str):
+            return web.Response(text=answer, content_type="text/html")
         return web.json_response(answer)
 
 
@@ -269,6 +271,15 @@ async def test_what_fails_each_time_is_given_up_within_its_bounds() -> None:
         assert await keeper.states() == ["failed", "failed"]
         assert len(hook.heard) == 6
         assert len(set(hook.keys)) == 2
+
+
+@on_a_loop
+async def test_a_page_for_people_is_not_taken_for_a_yes() -> None:
+    async with bought_from("<!-- down --><p>Back soon") as (hook, keeper):
+        plain = HttpHook(hook.url, body='{"id": "{id}"}')
+        keeper.topups.put([plan_for(hook.url, hook=plain)])
+        await keeper.look()
+        assert await keeper.states() == ["unknown"]
 
 
 @on_a_loop

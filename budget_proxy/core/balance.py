@@ -159,9 +159,9 @@ def read(shape: Shape, status: int, content_type: str, body: bytes) -> Reading |
     if "html" in content_type.lower() or body.lstrip()[:1] == b"<":
         return Bad("html", "answered a page for people, no JSON")
     try:
-        document = read_json(body)
+        document = read_json(body, each_key_once=True)
     except ValueError:
-        return Bad("not_json", "answered no JSON")
+        return Bad("not_json", "answered no JSON that can be read")
     try:
         return _reading(shape, document)
     except _NoFigureError as error:

@@ -136,9 +136,12 @@ def _in_argument(word: str) -> str:
     return word.replace("\0", "")
 
 
-def of_answer(hook: HttpHook, status: int, body: bytes) -> Result:
-    """What an answer over HTTP means."""
+def of_answer(hook: HttpHook, status: int, body: bytes, content_type: str = "") -> Result:
+    """What an answer over HTTP means. A page for people (a login, a maintenance notice) says
+    nothing, whatever its status of success."""
     if 200 <= status < 300:
+        if _is_page(body, content_type):
+            return Result("unknown", f"the hook answered {status}, but with a page for people")
         return _said(hook.ok, f"answered {status}", body)
     if status in _ELSEWHERE or (400 <= status < 500 and status not in _UNCLEAR):
         return Result("failed", f"the hook answered {status}")
@@ -156,11 +159,19 @@ def of_exit(hook: CommandHook, code: int, output: bytes) -> Result:
     return Result("unknown", f"the command ended with {code}")
 
 
+def _is_page(body: bytes, content_type: str) -> bool:
+    start = body.removeprefix(b"\xef\xbb\xbf").lstrip()[:9].lower()
+    return start.startswith((b"<!doctype", b"<html")) or (
+        "html" in content_type.lower() and start.startswith(b"<")
+    )
+
+
 def _said(ok: Ok | None, how: str, body: bytes) -> Result:
     if ok is None:
         return Result("sent", f"the hook {how}")
     try:
-        found = [said(value) for value in find(ok.path, read_json(body))]
+        document = read_json(body, each_key_once=True)
+        found = [said(value) for value in find(ok.path, document)]
     except ValueError:
         return Result("unknown", f"the hook {how}, but with no JSON that could be read")
     if any(word in ok.among for word in found):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import Any, NoReturn
 
 MAX_FOUND = 1000
@@ -108,11 +108,17 @@ def said(value: Any) -> str | None:
     return str(value) if isinstance(value, int | Decimal) else None
 
 
-def read_json(data: bytes) -> Any:
-    """A document, with exact numbers. Raises ValueError for anything that is not JSON."""
+def read_json(data: bytes, *, each_key_once: bool = False) -> Any:
+    """A document, with exact numbers. Raises ValueError for anything that is not JSON; with
+    `each_key_once` also where an object has a key twice, so that it says two things."""
     try:
-        text = data.decode("utf-8-sig")
-        return json.loads(text, parse_float=_decimal, parse_int=_whole, parse_constant=_no_number)
+        return json.loads(
+            data.decode("utf-8-sig"),
+            parse_float=_decimal,
+            parse_int=_whole,
+            parse_constant=_no_number,
+            object_pairs_hook=_each_once if each_key_once else None,
+        )
     except RecursionError:
         raise ValueError("is nested too deeply") from None
 
@@ -123,13 +129,23 @@ _MAX_DIGITS = 100
 def _decimal(text: str) -> Decimal:
     if len(text) > _MAX_DIGITS:
         raise ValueError("has a number that is too long")
-    return Decimal(text)
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise ValueError("has a number beyond any") from None
 
 
 def _whole(text: str) -> int:
     if len(text) > _MAX_DIGITS:
         raise ValueError("has a number that is too long")
     return int(text)
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("has a key twice")
+    return found
 
 
 def _no_number(text: str) -> NoReturn:

@@ -92,6 +92,8 @@ class Rule:
     until: Path | None = None
     """Where it says when calls pass again: a time in seconds or milliseconds, or a text with a
     date in it."""
+    of_anybody: bool = False
+    """It is not known what else such an answer repeats: only the words that fit are said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What an answer means. `said`: its own words, fit for logs."""
+    """What an answer means. `said`: its own words, fit for logs and for other callers."""
 
     means: Means
     said: str
@@ -141,7 +143,8 @@ def judge(
     for rule in rules.rules:
         if status in rule.statuses and answer.fits(rule):
             until_s = answer.time_at(rule.until)
-            return Verdict(rule.means, answer.words(rule, secrets), until_s, SCOPES[rule.means])
+            said = answer.words(rule, secrets) or f"status {status}"
+            return Verdict(rule.means, said, until_s, SCOPES[rule.means])
     return None
 
 
@@ -160,12 +163,18 @@ class _Answer:
     def fits(self, rule: Rule) -> bool:
         if not all(self._has(test) for test in rule.headers):
             return False
+        return self._fitting(rule) is not None
+
+    def _fitting(self, rule: Rule) -> str | None:
+        """The words that a rule goes by: none where it has the status alone; None: not there."""
         if rule.pattern is None and not rule.one_of:
-            return True
-        return any(
-            text in rule.one_of or (rule.pattern is not None and rule.pattern.search(text))
-            for text in self._texts(rule.at)
-        )
+            return ""
+        for text in self._texts(rule.at):
+            if text in rule.one_of:
+                return text
+            if rule.pattern is not None and (found := rule.pattern.search(text)):
+                return found[0]
+        return None
 
     def _has(self, test: HeaderTest) -> bool:
         found = any(
@@ -182,6 +191,8 @@ class _Answer:
 
     def words(self, rule: Rule, secrets: Sequence[str]) -> str:
         """What it says, for people; the words of the rule's own place where there are no others."""
+        if rule.of_anybody:
+            return fit_to_show(self._fitting(rule) or "", secrets)
         texts = [text for text in self._texts((*_WORDS, *rule.at)) if not text.isdigit()]
         return fit_to_show(texts[0] if texts else self._text[:_MAX_TEXT], secrets)
 
@@ -202,17 +213,19 @@ def fit_to_show(text: str, secrets: Sequence[str] = ()) -> str:
 
 def _time(value: Any) -> float | None:
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        if not 0 < value < _LATEST_S * _MILLISECONDS:
+            return None  # a large exponent would be written out in full
         whole = int(value)
-        return _believed(whole if abs(whole) < _LATEST_S else whole // _MILLISECONDS)
+        return _believed(whole if whole < _LATEST_S else whole // _MILLISECONDS)
     match = _DATE.search(value[:_MAX_TEXT]) if isinstance(value, str) else None
     if match is None:
         return None
     clock, zone = match[2] or "00:00", match[3] or "Z"
     try:
         moment = datetime.fromisoformat(f"{match[1]}T{clock}{zone.replace('UTC', 'Z')}")
-    except ValueError:
+        return _believed(moment.astimezone(UTC).timestamp())
+    except (ValueError, OverflowError):  # no date, or one before the first
         return None
-    return _believed(moment.astimezone(UTC).timestamp())
 
 
 def _believed(seconds: float) -> float | None:

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, Field, PlainValidator, WithJsonSchema
 from budget_proxy.core.alert import WHOLE, Threshold
 from budget_proxy.core.money import show
 from budget_proxy.core.webhook import EXAMPLE, Format, Template, Webhook, body_of, read_template
+from budget_proxy.policy.authorities import ca_file
 from budget_proxy.policy.entry import Entry
 from budget_proxy.policy.mistakes import quoted
 from budget_proxy.policy.network import proxy_url, webhook_url
@@ -183,7 +184,7 @@ def _build_webhook(spot: Spot, name: str, entry: WebhookEntry) -> Webhook:
         format=entry.format or "slack",
         template=_template(spot.at("template"), entry.template),
         headers=_headers(spot.at("headers"), entry.headers or {}),
-        ca=entry.ca,
+        ca=ca_file(spot.at("ca"), entry.ca),
         proxy=None if entry.proxy is None else proxy_url(spot.at("proxy"), entry.proxy),
     )
     if webhook.format == "json" and webhook.template is not None:

@@ -7,7 +7,7 @@ are a part of the program: a mistake in one is a mistake of ours, and a test fin
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cache
 from importlib.resources import files
@@ -130,17 +130,19 @@ class Providers:
         if name not in self._rules:
             sheet, entry = self._entries[name]
             self._rules[name] = ()  # what two files say of each other is nothing
-            self._rules[name] = self._built(sheet.root().at("errors"), entry)
+            spot = sheet.root().at("errors")
+            self._rules[name] = self._built(spot, entry, of_anybody=name == GENERIC)
             self.mistakes += sheet.mistakes
         return self._rules[name]
 
-    def _built(self, spot: Spot, entry: ProviderEntry) -> tuple[Rule, ...]:
+    def _built(self, spot: Spot, entry: ProviderEntry, *, of_anybody: bool) -> tuple[Rule, ...]:
         errors = entry.errors or []
         if isinstance(errors, str):
             if errors not in self._entries:
                 spot.wrong(f"there is no provider {quoted(errors)}")
             return self._rules_of(errors)
-        return tuple(build_rule(spot.at(index), error) for index, error in enumerate(errors))
+        rules = (build_rule(spot.at(index), error) for index, error in enumerate(errors))
+        return tuple(replace(rule, of_anybody=of_anybody) for rule in rules)
 
 
 def build_rule(spot: Spot, entry: ErrorEntry) -> Rule:

@@ -25,6 +25,7 @@ from budget_proxy.core.hook import (
 )
 from budget_proxy.core.jsonpath import PathError, path_of
 from budget_proxy.core.topup import MAX_PER_DAY, Plan
+from budget_proxy.policy.authorities import ca_file
 from budget_proxy.policy.entry import Entry
 from budget_proxy.policy.mistakes import listed, quoted, suggest
 from budget_proxy.policy.network import proxy_url, webhook_url
@@ -207,7 +208,7 @@ def _http(spot: Spot, entry: TopUpEntry) -> HttpHook:
         tuple(headers.items()),
         "" if method == "GET" else entry.body or BODY,
         _ok(spot.at("ok"), entry.ok),
-        entry.ca,
+        ca_file(spot.at("ca"), entry.ca),
         None if entry.proxy is None else proxy_url(spot.at("proxy"), entry.proxy),
     )
     _check_headers(spot.at("headers"), headers)

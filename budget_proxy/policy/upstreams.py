@@ -10,6 +10,7 @@ from typing import Any, Literal
 from budget_proxy.core.house import Timeouts, Upstream
 from budget_proxy.core.money import is_currency
 from budget_proxy.core.tariff import ModelPrices, Tariff
+from budget_proxy.policy.authorities import ca_file
 from budget_proxy.policy.balances import build_watch
 from budget_proxy.policy.credentials import checked, placed
 from budget_proxy.policy.entry import Entry
@@ -37,7 +38,6 @@ _AS_GIVEN = frozenset(
         "stops_on_disconnect",
         "keepalive",
         "max_connections",
-        "ca",
         "allow_encoded_slash",
     }
 )
@@ -97,6 +97,7 @@ def build_upstream(
         on_unmatched=_unmatched(spot, entry, currency),
         currency=currency,
         timeouts=Timeouts(**given(entry.timeouts, Timeouts)),
+        ca=ca_file(spot.at("ca"), entry.ca),
         proxy=proxy_url(spot.at("proxy"), entry.proxy) if entry.proxy else None,
         **given(entry, Upstream, _AS_GIVEN),
     )

@@ -83,6 +83,8 @@ ANSWERS: list[tuple[int, Any, Ok | None, str]] = [
     (200, {"error": "declined"}, PAID, "failed"),
     (200, {"status": None}, PAID, "failed"),
     (200, [], PAID, "failed"),
+    (200, '{"status": "failed", "status": "succeeded"}', PAID, "unknown"),
+    (200, '{"status": 1e99999999999999999999}', PAID, "unknown"),
     (200, "<html>", PAID, "unknown"),
     (200, "", PAID, "unknown"),
     (400, "", None, "failed"),
@@ -110,6 +112,24 @@ ANSWERS: list[tuple[int, Any, Ok | None, str]] = [
 def test_what_an_answer_means(status: int, body: Any, ok: Ok | None, state: str) -> None:
     data = body.encode() if isinstance(body, str) else json.dumps(body).encode()
     assert of_answer(HttpHook(URL, ok=ok), status, data).state == state
+
+
+HTML, XML = "text/html; charset=utf-8", "application/xml"
+PAGES = [
+    ("<!DOCTYPE html><title>Log in</title>", "", "unknown"),
+    (" \n<HTML><p>Back soon", "text/plain", "unknown"),
+    ("\ufeff<html>", HTML, "unknown"),
+    ("<!-- down --><p>Back soon", "Text/HTML", "unknown"),
+    ("<receipt/>", XML, "sent"),
+    ("done", HTML, "sent"),
+    ("", HTML, "sent"),
+]
+
+
+@pytest.mark.parametrize(("body", "content_type", "state"), PAGES)
+def test_a_page_for_people_is_no_yes(body: str, content_type: str, state: str) -> None:
+    assert of_answer(HttpHook(URL), 200, body.encode(), content_type).state == state
+    assert of_answer(HttpHook(URL), 403, body.encode(), content_type).state == "failed"
 
 
 ENDS: list[tuple[int, bytes, Ok | None, str]] = [

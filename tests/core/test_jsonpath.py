@@ -85,12 +85,25 @@ def test_numbers_are_read_exactly() -> None:
         b"[" * 100_000,
         b"1" * 5000,
         b"1." + b"1" * 500,
+        b"1e99999999999999999999",
+        b'{"a": -1.5e-99999999999999999999}',
     ],
-    ids=["nothing", "cut", "nan", "infinity", "no text", "deep", "long", "fine"],
+    ids=["nothing", "cut", "nan", "infinity", "no text", "deep", "long", "fine", "huge", "tiny"],
 )
 def test_what_is_no_json_is_a_value_error(data: bytes) -> None:
     with pytest.raises(ValueError, match=r"."):
         read_json(data)
+
+
+@pytest.mark.parametrize("data", [b'{"a": 1, "a": 2}', b'[{"b": {"a": 1, "c": 0, "a": 1}}]'])
+def test_a_document_that_says_two_things_can_be_refused(data: bytes) -> None:
+    read_json(data)
+    with pytest.raises(ValueError, match="a key twice"):
+        read_json(data, each_key_once=True)
+    assert read_json(b'[{"a": 1}, {"a": {"a": 2}}]', each_key_once=True) == [
+        {"a": 1},
+        {"a": {"a": 2}},
+    ]
 
 
 def test_scalars_have_a_text_and_nothing_else_has() -> None:

@@ -465,6 +465,32 @@ def test_alerts_that_are_odd_are_warned_of(tmp_path: Path) -> None:
     assert "T0" not in " ".join(said)
 
 
+def test_authorities_whose_file_is_not_there_are_warned_of(tmp_path: Path) -> None:
+    there = tmp_path / "ca.pem"
+    there.touch()
+
+    environment = {**SECRETS, "HOOK": "https://hooks.example.com/T0"}
+
+    def warned(name: Path) -> list[str]:
+        ca = f"ca: '{name}'"
+        topup = "{amount: 5 USD, below: 5 USD, most_per_month: 50 USD, url: '${HOOK}', " + ca + "}"
+        balance = f"balance: {{url: /balance, path: balance, topup: {topup}}}"
+        geo = GEO.replace('geo.example.com",', f'geo.example.com", {ca}, {balance},')
+        hook = f"alerts: {{webhooks: {{ops: {{url: '${{HOOK}}', {ca}}}}}}}\n"
+        file = tmp_path / "policy.yaml"
+        file.write_text(geo + APP + DAY + hook)
+        found = check(file, environment=environment, prices=Prices)
+        return [mistake.message for mistake in found.warnings if "no file" in mistake.message]
+
+    missing = f"there is no file '{tmp_path}/b.pem' here; without it no connection can be made"
+    assert [message.partition(": ")[::2] for message in warned(tmp_path / "b.pem")] == [
+        ("upstreams.geo.ca", missing),
+        ("upstreams.geo.balance.topup.ca", missing),
+        ("alerts.webhooks.ops.ca", missing),
+    ]
+    assert warned(there) == []
+
+
 @pytest.mark.parametrize("form", ["preset: manual", "url: /balance, path: balance"])
 def test_what_is_told_of_a_balance(form: str, tmp_path: Path) -> None:
     geo = GEO.replace(

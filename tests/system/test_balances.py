@@ -15,6 +15,7 @@ from harness import Rig, running, running_sandbox
 from processes import AUTH, GEO, Process, started, status_of
 
 from budget_proxy.core.money import NANOS
+from budget_proxy.hearing import Hearing
 from budget_proxy.watch import BalanceView
 
 PRICE = 0.005
@@ -226,6 +227,30 @@ def test_a_provider_that_is_down_from_the_start_lets_nothing_pass(tmp_path: Path
 
 
 # -- out of money ----------------------------------------------------------------------------------
+
+
+def test_an_answer_that_cannot_be_heard_is_passed_on_and_settled_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise OverflowError("sk-of-a-provider")
+
+    monkeypatch.setattr(Hearing, "stop", broken)
+
+    async def story() -> None:
+        async with running(tmp_path, CAP, base=base(), balance_nanos=NANOS, **KEYS) as rig:
+            await seen(rig, fresh(1))
+            await rig.settings(refuse_as="deepseek")
+            for _ in range(3):
+                status, answer = await rig.get(GEO)
+                assert (status, answer["error"]["message"]) == (402, "Insufficient Balance")
+            await rig.landed()
+            assert await rig.holds() == []
+            assert [one.outcome for one in rig.calls] == ["upstream_error"] * 3
+
+    asyncio.run(story())
+    said = [one.getMessage() for one in caplog.records if "heard" in one.getMessage()]
+    assert said == ["what an upstream's answer says of the money was not heard: OverflowError"]
 
 
 async def sent_to(rig: Rig) -> int:
