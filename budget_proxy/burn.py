@@ -25,7 +25,7 @@ from budget_proxy.core.budget import Budget
 from budget_proxy.core.history import GAP_S, HOUR_S, KEPT_HOURS, History, Sample, decode, encode
 from budget_proxy.core.house import House
 from budget_proxy.core.notes import Change
-from budget_proxy.core.runway import Outlook, Runway, outlook_of, runway
+from budget_proxy.core.runway import UNKNOWN, Outlook, Runway, outlook_of, runway
 from budget_proxy.ledgers import Ledger, LedgerDownError
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,8 @@ class _State(NamedTuple):
     limit: int
     headroom: int
     zone: str
+    closed: bool = False
+    """On a balance from which nothing may be taken now: it is empty, or nobody knows."""
 
 
 class _Kept:
@@ -313,6 +315,7 @@ def _states(views: Iterable[AccountView], house: House, now_s: float) -> dict[Li
             view.limit,
             view.free,
             budgets[view.budget].span.zone,
+            bool(budgets[view.budget].balance) and not view.limit,
         )
         for view in views
         if not view.retired and not _is_unknown(view, budgets[view.budget])
@@ -332,6 +335,8 @@ def _unused(budget: Budget, payer: str, now_s: float) -> _State:
 
 def _runway(line: Line, state: _State, kept: _Kept) -> LineRunway:
     sample = state.sample
+    if state.closed:
+        return LineRunway(line, state.limit, state.headroom, sample.end_s, sample.at_s, UNKNOWN)
     found = runway(kept.history, kept.outlook, state.headroom, sample.at_s, sample.end_s)
     return LineRunway(line, state.limit, state.headroom, sample.end_s, sample.at_s, found)
 

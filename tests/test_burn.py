@@ -149,6 +149,25 @@ def test_a_balance_that_nobody_has_read_yet_is_not_an_empty_one() -> None:
     run(story())
 
 
+def test_a_balance_that_cannot_be_read_any_more_has_no_runway_until_it_can() -> None:
+    async def story() -> None:
+        budget = Budget("account", 0, "requests", TOTAL, balance="deepseek")
+        day = Day(budget)
+        day.spend(budget, 0)
+        (account,) = day.ledger.kept_accounts.values()
+        account.limit = 1000
+        await day.minutes(61, {EVERYONE: 1}, budget)
+        assert day.burn.seconds()["account", EVERYONE] > 0
+        account.limit = 0
+        await day.minutes(2, {EVERYONE: 1}, budget)
+        assert (day.of("account").runway.basis, day.burn.seconds()) == ("none", {})
+        account.limit = 1000
+        await day.minutes(1, {EVERYONE: 1}, budget)
+        assert day.of("account").runway.rates["1h"] == 60, "what was spent meanwhile is known"
+
+    run(story())
+
+
 def test_before_anything_is_known_there_is_no_runway_to_alert_of() -> None:
     async def story() -> None:
         day = Day(COMPANY)

@@ -75,6 +75,10 @@ class Runway(NamedTuple):
     """Whether it is the end of the window that comes first."""
 
 
+UNKNOWN = Runway(None, None, None, {}, "none", None, lasts=False)
+"""Where nobody knows what is left."""
+
+
 class Burn(NamedTuple):
     """Expected steps per hour from now on: the levels of a band, fastest first."""
 

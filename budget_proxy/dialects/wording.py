@@ -119,7 +119,13 @@ def _account(short: Shortfall) -> str:
 
 
 def _balance(short: Shortfall, who: str, could: str) -> str:
-    """The limit of such an account follows the balance: what is left is all that says anything."""
+    """The limit of such an account follows the balance: what is left is all that says anything.
+    It is zero also where nobody knows what is left."""
+    if not short.limit:
+        return (
+            f"The prepaid balance behind budget {who} is empty, or it cannot be read now: no call "
+            f"passes until it is read again (budget-proxy status says which). This call {could}."
+        )
     left = show(max(0, short.limit - short.spent), short.unit)
     held = f", {show(short.held, short.unit)} of it held by calls in flight" if short.held else ""
     return (
@@ -149,7 +155,8 @@ def _advice(refusal: Refusal, short: Shortfall, now_s: float | None) -> list[str
         case Reason.LINE_FULL:
             return ["The line of requests waiting for budget is full.", _retry(refusal)]
         case Reason.BALANCE:
-            return ["The account at the provider has to be topped up."]
+            the = "The" if short.limit else "Where it is empty, the"
+            return [f"{the} account at the provider has to be topped up."]
         case _:
             return [_reset(short, now_s), _retry(refusal)]
 

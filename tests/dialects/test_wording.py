@@ -84,6 +84,14 @@ def test_a_balance_that_is_too_low():
     )
 
 
+def test_a_balance_of_which_nothing_may_be_taken_is_not_told_as_empty_alone():
+    assert said(Reason.BALANCE, replace(BALANCE, limit=0)) == (
+        "The prepaid balance behind budget 'account' is empty, or it cannot be read now: no call "
+        "passes until it is read again (budget-proxy status says which). This call could cost up "
+        "to 6 USD. Where it is empty, the account at the provider has to be topped up."
+    )
+
+
 def test_a_share_kept_for_others():
     short = replace(SPENT, spent=180 * USD, reserve=20 * USD)
     assert "180 USD of 200 USD used in this day, 20 USD kept for services of priority high," in (
