@@ -13,6 +13,7 @@ from budget_proxy.alerting import balance_gauge, gauges_of, names_of
 from budget_proxy.core.alert import Condition, ConditionKind, Facts, Subject, SubjectKind
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.house import House
+from budget_proxy.core.money import show
 from budget_proxy.core.stops import MONEY_STOPS, Stop
 from budget_proxy.core.topup import Attempt, State
 from budget_proxy.watch import BalanceView
@@ -32,6 +33,8 @@ class Lookout:
 
     def __init__(self) -> None:
         self._since: dict[tuple[str, str, str, str], tuple[bool, float]] = {}
+        self._wanting: dict[tuple[str, ConditionKind], str] = {}
+        """By upstream and condition: the id of the top-up that wanted somebody last."""
 
     def facts(
         self,
@@ -47,11 +50,13 @@ class Lookout:
         """One look. `more`: conditions that others know of. `runways_s`: by budget and payer. Of a
         balance that another machine asks for, it tells whether that fails."""
         views = list(balances)
-        gauges = list(gauges_of(accounts, house.budgets, runways_s))
-        balances_s = balance_runways_s(house.budgets, runways_s)
+        unread = set(_unread(house, accounts, views))
+        known = [budget for budget in house.budgets if budget.balance not in unread]
+        gauges = list(gauges_of(accounts, known, runways_s))
+        balances_s = balance_runways_s(known, runways_s)
         for view in views:
             watch = house.upstreams[view.upstream].watch
-            if watch is None or view.at_s is None:
+            if watch is None or view.upstream in unread:
                 continue
             known_s = balances_s.get(view.upstream)
             gauge = balance_gauge(view.upstream, watch, view.likely, known_s)
@@ -76,13 +81,17 @@ class Lookout:
         self, planned: Iterable[str], attempts: Iterable[tuple[str, Attempt]], now_s: float
     ) -> Iterator[Condition]:
         """What of the last attempt to top up each upstream wants somebody. Oldest first."""
-        last = dict(attempts)
+        known = list(attempts)
+        last, by_id = dict(known), {attempt.id: attempt for _, attempt in known}
         for name in planned:
             attempt = last.get(name)
             for kind, state in _TOPUP_KINDS.items():
-                holds = attempt is not None and attempt.state == state
-                why = f"{attempt.id}: {attempt.why or attempt.reason}" if attempt and holds else ""
-                yield self._condition("topup", name, kind, holds, now_s, why)
+                if attempt is not None and attempt.state == state:
+                    self._wanting[name, kind] = attempt.id
+                    yield self._condition("topup", name, kind, True, now_s, _wanted(attempt))
+                    continue
+                ended = by_id.get(self._wanting.get((name, kind), ""), attempt)
+                yield self._condition("topup", name, kind, False, now_s, _became(ended))
 
     def _of_stops(self, house: House, stops: Iterable[Stop], now_s: float) -> Iterator[Condition]:
         there = {(stop.name, stop.kind): stop for stop in stops if stop.scope == "upstream"}
@@ -109,6 +118,52 @@ class Lookout:
             since_s = now_s
             self._since[key] = (holds, since_s)
         return Condition(Subject(subject, name), kind, holds, since_s, why, item)
+
+
+def _wanted(attempt: Attempt) -> str:
+    """What somebody has to do about a top-up; first what must not be cut off."""
+    amount, why = show(attempt.amount, attempt.unit), attempt.why or attempt.reason
+    if attempt.state == "asked":
+        return f"budget-proxy topup approve {attempt.id} lets {amount} be bought ({why})"
+    if attempt.state == "unknown":
+        return (
+            f"{amount}; look at the provider, then: budget-proxy topup decide {attempt.id} "
+            f"--landed (or --not-landed); {why}"
+        )
+    return (
+        f"{attempt.id}, {amount}: nothing was bought, it is tried again as `topup:` allows; {why}"
+    )
+
+
+def _became(attempt: Attempt | None) -> str:
+    """What became of a top-up that wanted somebody."""
+    if attempt is None:
+        return ""
+    ends: dict[State, str] = {
+        "confirmed": "confirmed",
+        "decided": attempt.why,
+        "refused_by_person": "refused",
+    }
+    end = ends.get(attempt.state)
+    return f"the top-up {attempt.id} is {f'settled: {end}' if end else attempt.state}"
+
+
+def _unread(house: House, accounts: AccountsView, views: Iterable[BalanceView]) -> Iterator[str]:
+    """The balances of which nobody knows what is left: what is usable of them is 0 and says
+    nothing. One that the policy trusts the ledger with counts down all the same."""
+    limits = {account.budget: account.limit for account in accounts if not account.retired}
+    for view in views:
+        watch = house.upstreams[view.upstream].watch
+        trusts = watch is not None and watch.on_stale == "trust_ledger"
+        stale = view.state == "stale" and not trusts
+        # Between a good look and the limit that follows it.
+        raised_soon = view.state in ("fresh", "failing") and any(
+            limits.get(budget.name) == 0 and (view.amount is None or view.amount > budget.keep)
+            for budget in house.budgets
+            if budget.balance == view.upstream
+        )
+        if view.at_s is None or stale or raised_soon:
+            yield view.upstream
 
 
 def balance_runways_s(

@@ -173,6 +173,8 @@ class _Rule(NamedTuple):
     severity: Severity
     holds_s: float
     over_s: float
+    over: str = ""
+    """The words when it is over, where no reason says more; empty: `over: ` and the others."""
 
 
 CONDITIONS: Mapping[ConditionKind, _Rule] = {
@@ -180,9 +182,14 @@ CONDITIONS: Mapping[ConditionKind, _Rule] = {
     "bad_reading": _Rule("the balance cannot be read", "warning", 120, 120),
     "breaker_open": _Rule("calls are stopped: the provider is out of money", "critical", 0, 60),
     "drift": _Rule("others spend from this account", "warning", 0, 300),
-    "topup_asked": _Rule("a top-up waits for somebody's approval", "warning", 0, 0),
-    "topup_failed": _Rule("a top-up failed", "critical", 0, 0),
-    "topup_unknown": _Rule("nobody knows whether a top-up was paid", "critical", 0, 0),
+    "topup_asked": _Rule(
+        "a top-up waits for somebody's approval", "warning", 0, 0, "no top-up waits for approval"
+    ),
+    "topup_failed": _Rule("a top-up failed", "critical", 0, 0, "no top-up is failed any more"),
+    "topup_unknown": _Rule(
+        *("nobody knows whether a top-up was paid", "critical", 0, 0),
+        over="of every top-up it is known what became of it",
+    ),
 }
 
 
@@ -468,8 +475,10 @@ def _of_condition(
     rule, subject = CONDITIONS[condition.kind], condition.subject
     reason = _line(condition.reason)
     item = f" ({_line(condition.item)})" if condition.item else ""
-    over = "over: " if recovered else ""
     because = f": {reason}" if reason else ""
+    said = f"{rule.words}{item}{because}"
+    if recovered:
+        said = (reason or f"{rule.over}{item}") if rule.over else f"over: {said}"
     return Alert(
         id=alert_id,
         key=key,
@@ -478,7 +487,7 @@ def _of_condition(
         payer=subject.payer,
         kind=condition.kind,
         severity="warning" if recovered else rule.severity,
-        what=f"{subject_words(subject)}: {over}{rule.words}{item}{because}",
+        what=f"{subject_words(subject)}: {said}",
         reason=reason,
         at_s=now_s,
         recovered=recovered,

@@ -328,6 +328,25 @@ def test_two_top_ups_of_one_upstream_are_two_things() -> None:
     assert (over.key, over.recovered) == (first.key, True)
 
 
+@pytest.mark.parametrize(
+    ("kind", "reason", "said"),
+    [
+        ("topup_unknown", "the top-up a1 is settled: confirmed", None),
+        ("topup_asked", "", "no top-up waits for approval"),
+        ("topup_failed", "", "no top-up is failed any more"),
+        ("topup_unknown", "", "of every top-up it is known what became of it"),
+    ],
+)
+def test_a_top_up_that_wants_nobody_any_more_is_told_in_words_of_its_own(
+    kind: ConditionKind, reason: str, said: str | None
+) -> None:
+    story, subject = Story(), Subject("topup", "deepseek")
+    story.look(Condition(subject, kind, True, 0, "do this"))
+    (over,) = story.look(Condition(subject, kind, False, 0, reason))
+    assert over.recovered
+    assert over.what == f"Top-up of deepseek: {said or reason}"
+
+
 def test_a_top_up_nobody_speaks_of_any_more_is_forgotten_at_last() -> None:
     story = Story()
     story.look(Condition(Subject("topup", "deepseek"), "topup_failed", True, 0, item="a1"))
