@@ -39,6 +39,7 @@ _FIGURE = re.compile(r"[+-]?[0-9]{1,30}(?:\.[0-9]{1,40})?(?:[eE][+-]?[0-9]{1,2})
 _MAX_EXPONENT = 60
 _OK = 200
 _UNAUTHORIZED = (401, 403)
+_ELSEWHERE = (301, 302, 303, 307, 308, 404, 405, 410)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,12 @@ def request_of(watch: Watch) -> tuple[str, list[tuple[str, str]]]:
 def read(shape: Shape, status: int, content_type: str, body: bytes) -> Reading | Bad:
     """What an answer says: a figure that can be counted on, or why there is none."""
     if status in _UNAUTHORIZED:
-        return Bad("unauthorized", f"answered {status}: the credential is not taken")
+        return Bad(
+            "unauthorized",
+            f"answered {status}: the credential is not taken; mend `balance.credential`",
+        )
+    if status in _ELSEWHERE:
+        return Bad("status", f"answered {status}: nothing to read there; mend `balance.url`")
     if status != _OK:
         return Bad("status", f"answered {status}")
     if len(body) > MAX_BODY:
@@ -241,7 +247,11 @@ def _figure(shape: Shape, paths: Sequence[Path], document: Any) -> Fraction | No
     if has_null and shape.allow_unlimited:
         return None
     if first.only is not None and first.only[1].upper() == shape.expects.upper():
-        raise _NoFigureError("currency", f"has nothing in {shape.expects} at {first.text}")
+        raise _NoFigureError(
+            "currency",
+            f"has nothing in {shape.expects} at {first.text}; set `currency:` if the account is "
+            "in another one",
+        )
     raise _NoFigureError("shape", f"has {'null' if has_null else 'nothing'} at {first.text}")
 
 

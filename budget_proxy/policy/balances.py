@@ -278,7 +278,8 @@ class _Builder:
         if host not in known and not self._is_unset(url):
             self._spot.wrong_key(
                 "currency",
-                f"the answer names none, and for the host {quoted(host)} none is known; give one",
+                f"the answer names no currency, and for the host {quoted(host)} none is known: "
+                "give `currency:`",
             )
         return known.get(host, self._upstream.currency)
 

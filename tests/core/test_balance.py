@@ -140,22 +140,25 @@ def test_an_answer_that_says_nothing_for_certain_is_bad(
 
 
 @pytest.mark.parametrize(
-    ("status", "kind"),
+    ("status", "kind", "key"),
     [
-        (401, "unauthorized"),
-        (403, "unauthorized"),
-        (204, "status"),
-        (302, "status"),
-        (404, "status"),
-        (429, "status"),
-        (503, "status"),
+        (401, "unauthorized", "balance.credential"),
+        (403, "unauthorized", "balance.credential"),
+        (204, "status", ""),
+        (302, "status", "balance.url"),
+        (404, "status", "balance.url"),
+        (429, "status", ""),
+        (503, "status", ""),
     ],
 )
-def test_only_200_is_an_answer(status: int, kind: str) -> None:
+def test_only_200_is_an_answer_and_what_can_be_mended_is_named(
+    status: int, kind: str, key: str
+) -> None:
     found = reading(shape(), '{"balance": 1}', status)
     assert isinstance(found, Bad)
     assert found.kind == kind
     assert str(status) in found.detail
+    assert found.detail.endswith(f"; mend `{key}`" if key else str(status))
 
 
 def test_a_page_is_known_by_its_type_too() -> None:

@@ -61,7 +61,11 @@ PRESETS: list[tuple[str, str, Any, Any]] = [
         "deepseek",
         "https://api.deepseek.com",
         {"is_available": True, "balance_infos": [{"currency": "CNY", "total_balance": "110.00"}]},
-        Bad("currency", "has nothing in USD at balance_infos[currency=USD].total_balance"),
+        Bad(
+            "currency",
+            "has nothing in USD at balance_infos[currency=USD].total_balance; set `currency:` if "
+            "the account is in another one",
+        ),
     ),
     (
         "{preset: openrouter, credential: '${OTHER}'}",
