@@ -136,7 +136,8 @@ def accounts_table(accounts: Sequence[Mapping[str, Any]], *, colours: bool) -> s
 
 
 def topups_table(topups: Sequence[Mapping[str, Any]]) -> str:
-    """Attempts to top up, as `GET /api/topups` gives them; `!`: it waits for a person."""
+    """Attempts to top up, as `GET /api/topups` gives them; `!`: it waits for a person, as one does
+    of which nobody knows what became of it."""
     if not topups:
         return "no top-ups"
     head = ("ID", "UPSTREAM", "AMOUNT", "STATE", "", "AT", "WHY")
@@ -146,7 +147,7 @@ def topups_table(topups: Sequence[Mapping[str, Any]]) -> str:
             str(topup["upstream"]),
             f"{topup['amount']} {topup['unit']}",
             str(topup["state"]).replace("_", " "),
-            "!" if topup["needs_person"] else "",
+            "!" if topup["needs_person"] or topup["state"] == "unknown" else "",
             time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(topup["at_s"])),
             str(topup["why"] or topup["reason"]),
         )

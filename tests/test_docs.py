@@ -404,7 +404,7 @@ def test_the_command_table_has_every_command_with_every_option() -> None:
         options = {option for a in parser._actions for option in a.option_strings}
         assert set(re.findall(r"--[\w-]+", usage)) == options - {"-h", "--help"}, path
         positional = [a.dest for a in parser._actions if not a.option_strings]
-        bare = re.sub(r"\[[^]]*\]|--[\w-]+ [A-Z]+", "", usage.removeprefix(path))
+        bare = re.sub(r"\[[^]]*\]|\([^)]*\)|--[\w-]+ [A-Z]+", "", usage.removeprefix(path))
         assert bare.lower().split() == positional, path
 
 

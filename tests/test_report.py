@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from budget_proxy.policy import EffectiveBudget
-from budget_proxy.report import BAR_WIDTH, accounts_table, bar, budgets_table, table
+from budget_proxy.report import BAR_WIDTH, accounts_table, bar, budgets_table, table, topups_table
 
 
 def account(spent: str = "0", held: str = "0", limit: str = "1", **more: Any) -> dict[str, Any]:
@@ -114,3 +114,30 @@ def test_only_what_waits_has_a_longest_wait() -> None:
     column = ["service", *EffectiveBudget._fields].index("max_wait_s")
     cells = [line.split()[column] for line in budgets_table({"checkout": rows}).splitlines()[1:]]
     assert cells == ["-", "20", "0.5"]
+
+
+@pytest.mark.parametrize(
+    ("state", "needs_person", "marked"),
+    [
+        ("asked", True, True),
+        ("unknown", False, True),
+        ("unknown", True, True),
+        ("failed", False, False),
+        ("confirmed", False, False),
+    ],
+)
+def test_a_top_up_that_waits_for_a_person_is_marked(
+    state: str, needs_person: bool, marked: bool
+) -> None:
+    row = {
+        "id": "t1",
+        "upstream": "geo",
+        "amount": "5",
+        "unit": "USD",
+        "state": state,
+        "needs_person": needs_person,
+        "at_s": 0.0,
+        "why": "",
+        "reason": "below 20 USD",
+    }
+    assert ("!" in topups_table([row])) is marked
