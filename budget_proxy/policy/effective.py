@@ -111,7 +111,7 @@ def _of_service(house: House, service: Service) -> Iterator[EffectiveBudget]:
             continue
         yield EffectiveBudget(
             budget=budget.name,
-            limit=shown_limit(budget, payer),
+            limit=shown_limit(budget, payer) + _reserved(budget, payer),
             per=budget.span.per,
             zone=budget.span.zone,
             payer=payer,
@@ -128,6 +128,12 @@ def shown_limit(budget: Budget, payer: str) -> str:
         return show(budget.limit_for(payer), budget.unit)
     kept = f" - {show(budget.keep, budget.unit)}" if budget.keep else ""
     return f"balance({budget.balance}){kept}"
+
+
+def _reserved(budget: Budget, payer: str) -> str:
+    """What of a limit only some may use."""
+    reserve = budget.reserve_for(payer)
+    return f", {show(reserve, budget.unit)} of it for priority high" if reserve else ""
 
 
 def _payer(budget: Budget, service: Service) -> str | None:
@@ -170,7 +176,9 @@ def warned(house: House) -> list[Warned]:
         *_doubled_paths(house),
         *_long_waits(house),
         *_idle_budgets(house),
+        *_idle_reserves(house),
         *_free_riders(house),
+        *_unanswered_topups(house),
     ]
 
 
@@ -215,6 +223,41 @@ def _idle_budgets(house: House) -> Iterator[Warned]:
         )
         if not binds:
             yield Warned((*place, "when"), "no call can meet this, so the budget never binds")
+
+
+def _idle_reserves(house: House) -> Iterator[Warned]:
+    """What is kept for calls that cannot come."""
+    everything = list(targets(house.upstreams.values()))
+    urgent = [service for service in house.services.values() if service.priority == "high"]
+    for budget in house.budgets:
+        if not (budget.reserve or budget.reserve_percent):
+            continue
+        if not any(touches(budget, service, call) for service in urgent for call in everything):
+            yield Warned(
+                ("budgets", budget.name, "reserve"),
+                "no service of priority high is bound by this budget: nobody may use what is "
+                "reserved",
+            )
+
+
+def _unanswered_topups(house: House) -> Iterator[Warned]:
+    """What a person has to say yes to, where nobody is let."""
+    if house.admin_token is not None:
+        return
+    for name, upstream in house.upstreams.items():
+        plan = None if upstream.watch is None else upstream.watch.topup
+        if plan is None:
+            continue
+        place = ("upstreams", name, "balance", "topup")
+        if plan.mode == "ask":
+            said = "each top-up waits for a person, and without `admin_token` nobody can approve it"
+            yield Warned((*place, "mode"), said)
+        else:
+            said = (
+                "whether the money came is for a person to decide where no reading tells, and "
+                "without `admin_token` nobody can"
+            )
+            yield Warned(place, said)
 
 
 def _odd_labels(budget: Budget, services: Mapping[str, Service]) -> Iterator[Warned]:

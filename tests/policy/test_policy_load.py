@@ -123,6 +123,20 @@ def test_effective_budgets(issue: House) -> None:
         json.dumps(line._asdict())
 
 
+def test_the_prepaid_policy_takes_an_account_in_yuan_as_it_says(tmp_path: Path) -> None:
+    text = (POLICIES / "prepaid.yaml").read_text()
+    (line,) = [one for one in text.splitlines() if one.strip().startswith("currency: USD")]
+    assert "`currency: CNY`" in line
+    assert "`rate: 0.14 USD`" in text
+    text = text.replace(line, "      currency: CNY\n      rate: 0.14 USD")
+    file = tmp_path / "prepaid.yaml"
+    file.write_text(text)
+    watch = load(file, environment={}, with_secrets=False).upstreams["deepseek"].watch
+    assert watch is not None
+    assert watch.shape is not None
+    assert (watch.unit, watch.shape.expects) == ("USD", "CNY")
+
+
 @pytest.mark.parametrize("path", sorted(POLICIES.glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_policies_load_without_a_warning(path: Path) -> None:
     result = check(path, environment=ENVIRONMENT)
@@ -293,6 +307,20 @@ def test_anchors_and_aliases_are_read(tmp_path: Path) -> None:
             "budgets.day.limits.marketing: no service has the label team: marketing",
         ),
         (
+            "{day: {limit: 5 USD, per: day, reserve: 1 USD}}",
+            (
+                "budgets.day.reserve: no service of priority high is bound by this budget: nobody "
+                "may use what is reserved"
+            ),
+        ),
+        (
+            "{day: {limit: 5 USD, per: day, reserve: 10%}}",
+            (
+                "budgets.day.reserve: no service of priority high is bound by this budget: nobody "
+                "may use what is reserved"
+            ),
+        ),
+        (
             "{}",
             "services.app: no budget binds this service: what it spends on geo has no limit",
         ),
@@ -302,6 +330,62 @@ def test_what_is_odd_is_said(tmp_path: Path, budgets: str, said: str) -> None:
     result = checked(tmp_path, f"{GEO}{APP}budgets: {budgets}\n")
     assert said in warnings(result.house)
     assert any(warning.message == said for warning in result.warnings)
+
+
+@pytest.mark.parametrize(
+    ("reserve", "shown"),
+    [
+        ("1 USD", "5 USD, 1 USD of it for priority high"),
+        ("10%", "5 USD, 0.5 USD of it for priority high"),
+    ],
+)
+def test_a_reserve_that_somebody_may_use_is_shown(tmp_path: Path, reserve: str, shown: str) -> None:
+    urgent = APP.replace("labels:", "priority: high, labels:")
+    budgets = f"budgets: {{day: {{limit: 5 USD, per: day, reserve: {reserve}}}}}\n"
+    result = checked(tmp_path, GEO + urgent + budgets)
+    assert warnings(result.house) == []
+    assert [budget.limit for budget in effective(result.house)["app"]] == [shown]
+
+
+def test_the_reserve_of_a_balance_is_shown(tmp_path: Path) -> None:
+    geo = GEO.replace("tariff:", "balance: manual, tariff:")
+    budgets = "budgets: {a: {limit: balance(geo), keep: 2 USD, reserve: 1 USD}}\n"
+    (found,) = effective(checked(tmp_path, geo + APP + budgets).house)["app"]
+    assert found.limit == "balance(geo) - 2 USD, 1 USD of it for priority high"
+
+
+@pytest.mark.parametrize(
+    ("mode", "token", "said"),
+    [
+        (
+            "ask",
+            "",
+            (
+                "upstreams.geo.balance.topup.mode: each top-up waits for a person, and without "
+                "`admin_token` nobody can approve it"
+            ),
+        ),
+        (
+            "auto",
+            "",
+            (
+                "upstreams.geo.balance.topup: whether the money came is for a person to decide "
+                "where no reading tells, and without `admin_token` nobody can"
+            ),
+        ),
+        ("ask", "admin_token: '${OTHER}'\n", None),
+        ("auto", "admin_token: '${OTHER}'\n", None),
+    ],
+)
+def test_a_top_up_that_nobody_could_answer_is_said(
+    tmp_path: Path, mode: str, token: str, said: str | None
+) -> None:
+    topup = (
+        "balance: {preset: manual, topup: {below: 5 USD, amount: 5 USD, most_per_month: 50 USD, "
+        f"mode: {mode}, url: 'https://buy.example.com'}}}}, tariff:"
+    )
+    result = checked(tmp_path, token + GEO.replace("tariff:", topup) + APP + DAY)
+    assert warnings(result.house) == ([said] if said else [])
 
 
 @pytest.mark.parametrize(
