@@ -139,12 +139,12 @@ def test_a_balance_that_nobody_has_read_yet_is_not_an_empty_one() -> None:
     async def story() -> None:
         budget = Budget("account", 0, "requests", TOTAL, balance="deepseek")
         day = Day(budget)
-        await day.minutes(2, {EVERYONE: 0}, budget)
+        await day.minutes(2, {budget.everyone: 0}, budget)
         assert day.burn.runways() == []
         (account,) = day.ledger.kept_accounts.values()
         account.limit = 500
-        await day.minutes(2, {EVERYONE: 1}, budget)
-        assert day.of("account").headroom == 498
+        await day.minutes(2, {budget.everyone: 1}, budget)
+        assert day.of("account", budget.everyone).headroom == 498
 
     run(story())
 
@@ -153,17 +153,19 @@ def test_a_balance_that_cannot_be_read_any_more_has_no_runway_until_it_can() -> 
     async def story() -> None:
         budget = Budget("account", 0, "requests", TOTAL, balance="deepseek")
         day = Day(budget)
-        day.spend(budget, 0)
+        day.spend(budget, 0, budget.everyone)
         (account,) = day.ledger.kept_accounts.values()
         account.limit = 1000
-        await day.minutes(61, {EVERYONE: 1}, budget)
-        assert day.burn.seconds()["account", EVERYONE] > 0
+        await day.minutes(61, {budget.everyone: 1}, budget)
+        assert day.burn.seconds()["account", budget.everyone] > 0
         account.limit = 0
-        await day.minutes(2, {EVERYONE: 1}, budget)
-        assert (day.of("account").runway.basis, day.burn.seconds()) == ("none", {})
+        await day.minutes(2, {budget.everyone: 1}, budget)
+        assert (day.of("account", budget.everyone).runway.basis, day.burn.seconds()) == ("none", {})
         account.limit = 1000
-        await day.minutes(1, {EVERYONE: 1}, budget)
-        assert day.of("account").runway.rates["1h"] == 60, "what was spent meanwhile is known"
+        await day.minutes(1, {budget.everyone: 1}, budget)
+        assert day.of("account", budget.everyone).runway.rates["1h"] == 60, (
+            "what was spent meanwhile is known"
+        )
 
     run(story())
 

@@ -11,7 +11,7 @@ from budget_proxy.accounts_view import AccountView
 from budget_proxy.core.alert import Condition, Threshold
 from budget_proxy.core.balance import OnStale, Watch
 from budget_proxy.core.book import FROM_LEDGER
-from budget_proxy.core.budget import EVERYONE, Budget
+from budget_proxy.core.budget import Budget
 from budget_proxy.core.house import House, Upstream
 from budget_proxy.core.money import NANOS
 from budget_proxy.core.stops import MONEY_STOPS, Stop
@@ -123,8 +123,8 @@ def gauges(view: BalanceView, on_stale: OnStale, limit: int) -> list[str]:
     """Whose figures a look at this balance tells."""
     watch = Watch(alerts=ALERTS, gone_before_s=3600.0, on_stale=on_stale)
     house = replace(HOUSE, upstreams={"a": replace(UPSTREAM, watch=watch)}, budgets=(ON_IT,))
-    account = AccountView("bill", EVERYONE, 0, None, "USD", limit, spent=0, held=0)
-    runways_s = {("bill", EVERYONE): 0.0}
+    account = AccountView("bill", ON_IT.everyone, 0, None, "USD", limit, spent=0, held=0)
+    runways_s = {("bill", ON_IT.everyone): 0.0}
     facts = Lookout().facts(house, [account], [view], (), 100.0, runways_s=runways_s)
     return [gauge.subject.name for gauge in facts.gauges]
 
