@@ -125,7 +125,8 @@ def gauges(view: BalanceView, on_stale: OnStale, limit: int) -> list[str]:
     house = replace(HOUSE, upstreams={"a": replace(UPSTREAM, watch=watch)}, budgets=(ON_IT,))
     account = AccountView("bill", ON_IT.everyone, 0, None, "USD", limit, spent=0, held=0)
     runways_s = {("bill", ON_IT.everyone): 0.0}
-    facts = Lookout().facts(house, [account], [view], (), 100.0, runways_s=runways_s)
+    seen = view._replace(likely=view.usable)
+    facts = Lookout().facts(house, [account], [seen], (), 100.0, runways_s=runways_s)
     return [gauge.subject.name for gauge in facts.gauges]
 
 
