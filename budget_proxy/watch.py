@@ -196,10 +196,7 @@ class BalanceWatch:
             if upstream.watch is not None
         }
         try:
-            await self._lead()
-            for watched in self._watched.values():
-                await self._lead_in(watched)
-                await self._set_limits(watched)
+            await self._set_all_limits()
         except LedgerDownError as error:
             logger.error("the balances seen before cannot be read yet: %s", error)
         loop = asyncio.get_running_loop()
@@ -215,14 +212,17 @@ class BalanceWatch:
         while True:
             await asyncio.sleep(TEND_S)
             try:
-                await self._lead()
-                for watched in self._watched.values():
-                    await self._lead_in(watched)
-                    await self._set_limits(watched)
+                await self._set_all_limits()
             except LedgerDownError as error:
                 logger.debug("the limits of balances wait for the ledger: %s", error)
             except Exception:  # one stumble must not end it
                 logger.exception("the limits of balances could not be set")
+
+    async def _set_all_limits(self) -> None:
+        await self._lead()
+        for watched in self._watched.values():
+            await self._lead_in(watched)
+            await self._set_limits(watched)
 
     async def _lead(self) -> None:
         """Know whether this machine keeps histories, and what was seen before. Raises
