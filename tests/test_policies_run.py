@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 from harness import running_sandbox
+from polling import eventually
 from processes import DEADLINE_S
 
 from budget_proxy.app import App, with_ledger
@@ -90,9 +91,11 @@ def house_of(name: str, folder: Path, sandbox: str) -> House:
 
 async def until_balances_are_read(app: App) -> None:
     """Before that no call of a budget on a balance passes."""
-    async with asyncio.timeout(DEADLINE_S):
-        while any(v.usable is None for v in await app.keeping.balances()):  # noqa: ASYNC110
-            await asyncio.sleep(0.005)
+
+    async def all_are_read() -> bool:
+        return all(view.usable is not None for view in await app.keeping.balances())
+
+    await eventually(all_are_read, within_s=DEADLINE_S)
 
 
 def body_for(name: str, upstream: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from memory_ledger import MemoryLedger
+from polling import eventually
 
 from budget_proxy.control_client import Answer, ControlError
 from budget_proxy.core.balance import Shape, Watch
@@ -197,13 +198,17 @@ def test_a_bad_answer_moves_no_limit_until_the_figure_is_stale(name: str) -> Non
 def test_a_figure_goes_stale_without_another_look() -> None:
     async def story(rig: Rig) -> None:
         await rig.watch.begin(house())
-        async with asyncio.timeout(20):
-            while not rig.events:  # noqa: ASYNC110 - it looks by itself
-                await asyncio.sleep(0.01)
-            assert await rig.limit() == 100 * USD
-            rig.now_s += 901
-            while await rig.limit():  # noqa: ASYNC110 - the watch tends to it by itself
-                await asyncio.sleep(0.01)
+
+        async def has_looked() -> bool:
+            return bool(rig.events)
+
+        async def is_closed() -> bool:
+            return await rig.limit() == 0
+
+        await eventually(has_looked)
+        assert await rig.limit() == 100 * USD
+        rig.now_s += 901
+        await eventually(is_closed)
         assert rig.provider.asked == 1
         rig.watch.stop()
 

@@ -37,6 +37,7 @@ import aiohttp
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import runway
+from polling import eventually
 from processes import DEADLINE_S, started, until
 from spending import SHAPES, fourth_week
 from test_sandbox_providers import STOPS, provider_of
@@ -185,9 +186,7 @@ class Stand:
 
     async def until(self, found: Callable[[], Awaitable[bool]], timeout_s: float) -> None:
         """Wait for something at the sandbox."""
-        async with asyncio.timeout(timeout_s):
-            while not await found():  # noqa: ASYNC110 - another process changes it
-                await asyncio.sleep(0.02)
+        await eventually(found, within_s=timeout_s)
 
 
 @contextlib.asynccontextmanager

@@ -95,7 +95,7 @@ def test_an_alert_is_tried_a_bounded_number_of_times_within_its_deadline() -> No
         now_s = due_s
         outbox, claimed, _ = claim(outbox, OPS, now_s)
         tried_s.append(now_s)
-        outbox, lost = settled(outbox, claimed[0], LATER, now_s)  # type: ignore[assignment]
+        outbox, lost = settled(outbox, claimed[0], LATER, now_s)
     assert len(tried_s) == MAX_TRIES == len(BACKOFF_S) + 1
     assert tried_s[-1] == sum(BACKOFF_S) < DEADLINE_S
     assert lost == {"ops": 1}

@@ -19,6 +19,7 @@ import pytest
 from fault_proxy import FaultProxy, Way
 from fault_rounds import FAULTS, TIMEOUT_S, dice, rounds
 from harness import running_sandbox
+from polling import eventually
 from postgres_server import PostgresServer, running_server
 from processes import AUTH, DEADLINE_S, GEO, POLICY, Process, run, until
 from test_workers import cap, charged, fleet, workers_of
@@ -130,9 +131,11 @@ async def spent_at_rest(url: str) -> int:
     """What the accounts say once nothing is held."""
     ledger = await PostgresLedger.open(url)
     try:
-        async with asyncio.timeout(DEADLINE_S):
-            while await ledger.holds():  # noqa: ASYNC110 - another process ends them
-                await asyncio.sleep(0.1)
+
+        async def nothing_is_held() -> bool:
+            return not await ledger.holds()
+
+        await eventually(nothing_is_held, within_s=DEADLINE_S, every_s=0.1)
         assert await ledger.audit(9) == []
         return sum(account.spent for account in await ledger.accounts())
     finally:

@@ -102,8 +102,7 @@ async def back(rig: Rig) -> None:
         while not rig.app._commit.up:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
         await rig.app._commit.settled()
-        while rig.app._fail_open._ours:  # noqa: ASYNC110 - told one turn of the loop later
-            await asyncio.sleep(0.001)
+        await rig.until(lambda: not rig.app._fail_open._ours)
         await rig.app._fail_open.settled()
 
 

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from fault_proxy import FaultProxy
 from harness import running_sandbox
+from polling import eventually
 from postgres_server import PostgresServer
 from processes import CAP, DEADLINE_S, GEO, POLICY, Gate, run, serving, status_of, until
 
@@ -140,9 +141,11 @@ def test_the_holds_of_a_machine_that_died_are_settled_once_they_are_overdue(
                 assert await holds_of(url) == [left], "it may be alive"
                 overdue = "UPDATE budget_proxy_holds SET deadline_s = deadline_s - 86400"
                 await asyncio.to_thread(postgres.run, overdue, database=database)
-                async with asyncio.timeout(DEADLINE_S):
-                    while await holds_of(url):  # noqa: ASYNC110
-                        await asyncio.sleep(0.2)
+
+                async def nothing_is_held() -> bool:
+                    return not await holds_of(url)
+
+                await eventually(nothing_is_held, within_s=DEADLINE_S, every_s=0.2)
                 second.send(signal.SIGTERM)
                 assert await second.ended() == 0
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from harness import Rig, running, running_sandbox
+from polling import eventually
 from processes import AUTH, GEO, Process, started, status_of
 
 from budget_proxy.core.money import NANOS
@@ -59,16 +60,14 @@ async def view_of(rig: Rig) -> BalanceView:
 
 async def seen(rig: Rig, found: Callable[[BalanceView], bool]) -> BalanceView:
     """Wait until the balance is seen so."""
-    async with asyncio.timeout(DEADLINE_S):
-        while not found(view := await view_of(rig)):  # noqa: ASYNC110 - it looks by itself
-            await asyncio.sleep(0.02)
-    return view
+    views: list[BalanceView] = []
 
+    async def is_so() -> bool:
+        views.append(await view_of(rig))
+        return found(views[-1])
 
-async def eventually(found: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
-        while not await found():  # noqa: ASYNC110 - anything may be waited for
-            await asyncio.sleep(0.02)
+    await eventually(is_so, within_s=DEADLINE_S)
+    return views[-1]
 
 
 def fresh(amount: float) -> Callable[[BalanceView], bool]:

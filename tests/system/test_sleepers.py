@@ -21,6 +21,7 @@ import pytest
 from fault_proxy import FaultProxy
 from fault_rounds import TIMEOUT_S, rounds
 from harness import running_sandbox
+from polling import eventually
 from processes import DEADLINE_S, POLICY, Process, until
 from test_workers import PRICE, call, cap, charged, fleet, workers_of
 
@@ -54,9 +55,7 @@ async def book(cwd: Path) -> tuple[list[OpenHold], list[Entry]]:
 
 async def seen(found: Callable[[], Awaitable[bool]], deadline_s: float = DEADLINE_S) -> None:
     """Wait for what the ledger or the sandbox tells."""
-    async with asyncio.timeout(deadline_s):
-        while not await found():  # noqa: ASYNC110 - they are asked, and do not tell
-            await asyncio.sleep(0.05)
+    await eventually(found, within_s=deadline_s, every_s=0.05)
 
 
 async def ended(cwd: Path, owner: str | None = None, deadline_s: float = DEADLINE_S) -> None:
