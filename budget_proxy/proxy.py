@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from functools import partial
 
@@ -97,7 +98,11 @@ class Proxy:
         new_id: Callable[[], str],
         emit: Callable[[Event], None],
         stops: StopBoard | None = None,
+        stopwatch: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`stopwatch`: seconds from anywhere. Not the loop's, which may count in milliseconds: a
+        stage takes less."""
+        self._stopwatch = stopwatch
         self._stops = stops or StopBoard()
         self._house = house
         self._arrivals = Arrivals(house)
@@ -112,7 +117,6 @@ class Proxy:
         self._clock = clock
         self._new_id = new_id
         self._emit = emit
-        self._loop = asyncio.get_running_loop()
         self._buffered = 0
         self._heard_badly = False
         self.draining = False
@@ -125,7 +129,7 @@ class Proxy:
     async def serve(self, call: Call) -> None:
         """Answer one call, and settle it."""
         path = call.target.partition("?")[0] if call.target.startswith("/") else "(not a path)"
-        trail = Trail(self._new_id(), self._loop.time(), call.method, path)
+        trail = Trail(self._new_id(), self._stopwatch(), call.method, path)
         try:
             try:
                 await self._serve(call, trail)
@@ -141,7 +145,7 @@ class Proxy:
         except Exception as error:
             await self._broken(call, error, trail)
         finally:
-            self._finish(call, trail, self._loop.time())
+            self._finish(call, trail, self._stopwatch())
 
     async def _serve(self, call: Call, trail: Trail) -> None:
         house = self._house
@@ -236,7 +240,7 @@ class Proxy:
     async def _hold(self, call: Call, order: Order, trail: Trail) -> None:
         """Set the ceiling aside. Raises RefusedError, CallerGoneError."""
         trail.order = order
-        priced_s = self._loop.time()
+        priced_s = self._stopwatch()
         trail.stages["price"] = priced_s - trail.began_s
         hold = Hold(
             id=trail.call_id,
@@ -259,7 +263,8 @@ class Proxy:
                 order.estimate.amounts.get(order.upstream.currency, 0),
             )
         )
-        trail.stages["hold"] = self._loop.time() - priced_s - waited_s
+        # By two clocks, of which one may be set meanwhile.
+        trail.stages["hold"] = max(0.0, self._stopwatch() - priced_s - waited_s)
         if waited_s:
             trail.stages["wait"] = waited_s
         if isinstance(answer, Refusal):
@@ -280,9 +285,9 @@ class Proxy:
         try:
             async with asyncio.timeout(None) as leash:
                 call.gone.then(partial(_let_go, leash, upstream))
-                began_s = self._loop.time()
+                began_s = self._stopwatch()
                 answer = await self._send(call, order)
-                trail.stages["first_byte"] = self._loop.time() - began_s
+                trail.stages["first_byte"] = self._stopwatch() - began_s
                 course = Course(sent=True, status=answer.head.status)
                 try:
                     await self._relay(call, order, answer, trail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 
 from harness import chat, running
@@ -33,5 +34,20 @@ def test_the_log_of_a_refused_call_says_what_its_caller_was_told(tmp_path: Path)
             (call,) = rig.calls
             assert call.detail == answer["detail"]
             assert "budget 'each' of tests: it could cost up to 0.0000" in call.detail
+
+    asyncio.run(story())
+
+
+def test_the_stages_of_a_call_are_told_in_parts_of_a_millisecond(tmp_path: Path) -> None:
+    """Whatever the loop counts time in."""
+    steps = itertools.count()
+
+    async def story() -> None:
+        async with running(tmp_path) as rig:
+            rig.app._proxy._stopwatch = lambda: next(steps) / 8192
+            await rig.post("/openai/v1/chat/completions", chat())
+            await rig.until(lambda: rig.calls)
+            looks = {"price": 1, "hold": 1, "first_byte": 1, "total": 5}
+            assert rig.calls[0].stages == {stage: n / 8192 for stage, n in looks.items()}
 
     asyncio.run(story())
