@@ -83,6 +83,9 @@ LOCK_POLL_S = 0.001
 """Not less: uvloop rounds to whole milliseconds, and half of one is none, which is a busy loop."""
 ORPHANS_S = 3.0
 """How long the workers of a supervisor that died may still have the ledger."""
+CHECKPOINT_PAGES = 4000
+"""How long the log grows (16 MiB) before its pages are copied into the file. The commit that does
+it syncs both, and takes several times as long as others: of few commits nobody minds."""
 MAX_REMEMBERED = 50_000
 """Accounts and holds kept in memory, each."""
 MOUNTS = Path("/proc/self/mountinfo")
@@ -386,6 +389,7 @@ class SqliteLedger:
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             db.execute("PRAGMA cache_size = -16000")
+            db.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
             self._log.opened(db)
         except BaseException:
             self._undo()
@@ -490,7 +494,7 @@ class SqliteLedger:
     def _connection(self) -> sqlite3.Connection:
         """The connection, opened anew after an error. Only under the write lock."""
         try:
-            there = _identity(self._path.stat())
+            there = _identity(os.stat(self._path))  # noqa: PTH116 - at every commit
         except FileNotFoundError:
             raise OSError(
                 "the ledger file is gone; put it back, or restart to begin a new one"

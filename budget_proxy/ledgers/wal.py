@@ -36,6 +36,7 @@ class WriteAheadLog:
 
     def __init__(self, ledger: Path) -> None:
         self._path = Path(f"{ledger}-wal")
+        self._name = os.fspath(self._path)
         self._index_path = Path(f"{ledger}-shm")
         self._index: int | None = None
         self._log: int | None = None
@@ -66,7 +67,7 @@ class WriteAheadLog:
         if self._trouble or self._file is None:
             return not self._trouble
         try:
-            status = self._path.stat()
+            status = os.stat(self._name)  # noqa: PTH116 - at every commit, twice
         except FileNotFoundError:
             return False
         if (status.st_dev, status.st_ino) != self._file or status.st_size < self._size_bytes:
