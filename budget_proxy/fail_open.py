@@ -90,10 +90,12 @@ class FailOpen:
             self._emit(FailedOpen(budget, payer, unit, amount))
         return Held(passing.id)
 
-    def land(self, operation: Settle | Release) -> asyncio.Future[Outcome]:
-        """End a call that passed."""
+    def land(
+        self, operation: Settle | Release, *, may_linger: bool = False
+    ) -> asyncio.Future[Outcome]:
+        """End a call that passed. See `GroupCommit.land`."""
         operation = structs.replace(operation, rule=RULE)
-        landing = self._ledger.land(operation)
+        landing = self._ledger.land(operation, may_linger=may_linger)
         ours = self._ours.get(operation.id)
         if ours is not None:
             ours.ended = True

@@ -385,7 +385,9 @@ class Proxy:
         else:
             operation = Settle(trail.hold_id, settlement.amounts, settlement.rule, result)
         ledger = self._ledger if trail.hold_id == trail.call_id else self._fail_open
-        ledger.land(operation).add_done_callback(self._landed)
+        # Who waits in line waits for just this.
+        landing = ledger.land(operation, may_linger=not self._admission.waiting)
+        landing.add_done_callback(self._landed)
 
     def _heard(self, order: Order, hearing: Hearing) -> None:
         """An answer that may say that the money is out: then no other call follows it. Whatever

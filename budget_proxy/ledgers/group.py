@@ -1,5 +1,6 @@
 """Group commit: operations that arrive while a commit runs go into the next one together, and
-those that arrive while it waits for its turn at the store still go into it.
+those that arrive while it waits for its turn at the store still go into it. The end of a call, for
+which nobody waits, lingers a moment for a commit to share: each has a price, a sync of the disk.
 
 Three promises beyond that of the ledger:
 - `commit` answers or raises LedgerDownError; it never waits longer than `deadline_s` for the
@@ -24,6 +25,8 @@ from budget_proxy.ledgers.pending import Asked, Pending
 
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
+LINGER_S = 0.005
+"""How long an operation that may linger does. Whatever else comes takes it along, before itself."""
 STALLED_TURN_S = 0.2
 """How long what is no call waits for a store that is known to hang."""
 
@@ -49,6 +52,7 @@ class GroupCommit:
         self._on_change = on_change
         self._pending = Pending()
         self._task: asyncio.Task[None] | None = None
+        self._lingering: asyncio.TimerHandle | None = None
         self._retry_s = RETRY_FIRST_S
         self._loop = asyncio.get_running_loop()
         self._alarm = self._loop.call_later(0, lambda: None)
@@ -64,40 +68,67 @@ class GroupCommit:
 
     def hold(self, operation: Hold) -> asyncio.Future[Outcome] | Short:
         """Take a hold; at once the refusal of one that surely does not fit."""
-        if self._task is None and (refused := self._ledger.glance(operation)) is not None:
+        idle = self._task is None and not len(self._pending)
+        if idle and (refused := self._ledger.glance(operation)) is not None:
             return refused
         return self._enter(operation, must_land=False, is_call=True)
 
-    def land(self, operation: Operation) -> asyncio.Future[Outcome]:
+    def land(self, operation: Operation, *, may_linger: bool = False) -> asyncio.Future[Outcome]:
         """Commit one operation however long it takes; awaiting the future is optional."""
-        return self._enter(operation, must_land=True)
+        return self._enter(operation, must_land=True, may_linger=may_linger)
 
     async def settled(self) -> None:
         """Wait until nothing is under way or waiting."""
-        while self._task is not None:
-            await asyncio.wait([self._task])
+        while self._task is not None or len(self._pending):
+            await asyncio.wait([self._go()])
 
     def _enter(
-        self, operation: Operation, *, must_land: bool, is_call: bool = False
+        self,
+        operation: Operation,
+        *,
+        must_land: bool,
+        is_call: bool = False,
+        may_linger: bool = False,
     ) -> asyncio.Future[Outcome]:
         answer: asyncio.Future[Outcome] = self._loop.create_future()
         if is_call and self._down_why:
             answer.set_exception(LedgerDownError(self._down_why))
             return answer
-        self._pending.add(Asked(operation, answer, must_land, is_call))
+        self._pending.add(Asked(operation, answer, must_land, is_call, may_linger))
         if self._task is None:
-            self._task = self._loop.create_task(self._run(), name="group-commit")
+            if may_linger:
+                self._linger()
+            else:
+                self._go()
         return answer
 
+    def _linger(self) -> None:
+        if self._lingering is None:
+            self._lingering = self._loop.call_later(LINGER_S, self._go)
+
+    def _go(self) -> asyncio.Task[None]:
+        if self._lingering is not None:
+            self._lingering.cancel()
+            self._lingering = None
+        if self._task is None:
+            self._task = self._loop.create_task(self._run(), name="group-commit")
+        return self._task
+
     async def _run(self) -> None:
+        """Commit what waits, until nothing is left but what may linger."""
         try:
-            while self._pending.take():
+            self._pending.take()
+            while self._pending.running:
                 try:
                     await self._commit()
                 finally:
                     self._pending.running = ()
+                if self._pending.is_urgent:
+                    self._pending.take()
         finally:
             self._task = None
+        if len(self._pending):
+            self._linger()
 
     async def _commit(self) -> None:
         began_s = self._loop.time()

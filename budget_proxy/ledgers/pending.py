@@ -59,6 +59,8 @@ class Asked(NamedTuple):
     must_land: bool = False
     is_call: bool = False
     """Somebody waits for it who is to be told soon."""
+    may_linger: bool = False
+    """It may wait for others to share a commit with."""
     again: bool = False
     """An earlier attempt failed, and may have landed all the same."""
 
@@ -73,6 +75,11 @@ class Pending:
 
     def __len__(self) -> int:
         return len(self._line)
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether anything waits that may not linger."""
+        return any(not asked.may_linger for asked in self._line)
 
     def add(self, asked: Asked) -> None:
         """It goes into the next batch that has room."""
@@ -109,7 +116,11 @@ class Pending:
         """The batch is not in the ledger, or nobody knows. Whether any of it must be tried again:
         that stands before anything that came later, in order."""
         self.refuse_running(why)
-        kept = [asked._replace(again=True) for asked in self.running if asked.must_land]
+        kept = [
+            asked._replace(again=True, may_linger=False)
+            for asked in self.running
+            if asked.must_land
+        ]
         # A hold may have landed although the answer was an error: give it back, by its id.
         kept += [
             Asked(Release(asked.operation.id, "commit_failed"), _NOBODY, must_land=True)

@@ -6,10 +6,12 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import pytest
+from msgspec import structs
 from scripted_ledger import SOON_S, ScriptedLedger, soon, until
 
 from budget_proxy.core.book import (
@@ -31,6 +33,7 @@ from budget_proxy.ledgers import LedgerDownError, group
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.patience import Patience
 from budget_proxy.ledgers.pending import MAX_BATCH
+from budget_proxy.ledgers.sqlite import SqliteLedger
 
 TOTAL = Span("total")
 
@@ -180,6 +183,103 @@ def test_settled_waits_for_all_of_it(told: Any) -> None:
         assert ledger.batches == ["H1", "S1", "R9"]
 
     assert told(story, "ok", "hangs") == []
+
+
+# -- what may linger -----------------------------------------------------------------------------
+
+
+def test_what_may_linger_shares_a_commit(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        answers = [commit.land(release(name), may_linger=True) for name in "123"]
+        assert [type(await one) for one in answers] == [NoSuchHold] * 3
+        assert ledger.batches == ["R1 R2 R3"]
+
+    assert told(story) == []
+
+
+@pytest.fixture
+def endless(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(group, "LINGER_S", 3600.0)
+
+
+@pytest.mark.usefixtures("endless")
+def test_whatever_cannot_linger_takes_it_along_before_itself(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        assert isinstance(await commit.commit(hold("1", 100)), Held)
+        ended = commit.land(settle("1", 40), may_linger=True)
+        assert isinstance(await commit.commit(hold("2", 60)), Held)
+        assert isinstance(await ended, Ended)
+        commit.land(settle("2", 60), may_linger=True)
+        await commit.land(release("9"))
+        assert ledger.batches == ["H1", "S1 H2", "S2 R9"]
+
+    assert told(story) == []
+
+
+@pytest.mark.usefixtures("endless")
+def test_what_lingers_at_the_end_of_a_commit_begins_no_other(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        held = [commit.commit(hold("1"))]
+        await until(lambda: ledger.batches)
+        ended = commit.land(settle("0"), may_linger=True)
+        ledger.go_on()
+        await held[0]
+        held = [commit.commit(hold("2")), commit.commit(hold("3"))]
+        await until(lambda: len(ledger.batches) == 2)
+        commit.land(settle("1"), may_linger=True)
+        held.append(commit.commit(hold("4")))
+        ledger.go_on()
+        await held[-1]
+        assert ended.done()
+        assert ledger.batches == ["H1", "S0 H2 H3", "S1 H4"]
+
+    assert told(story, "hangs", "ok", "hangs") == []
+
+
+@pytest.mark.usefixtures("endless")
+def test_what_lingers_is_no_reason_to_wait_for_the_end(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        await commit.commit(hold("1"))
+        commit.land(settle("1", 7), may_linger=True)
+        await commit.settled()
+        assert ledger.batches == ["H1", "S1"]
+        assert ledger.figures == [(7, 0)]
+
+    assert told(story) == []
+
+
+@pytest.mark.usefixtures("endless")
+def test_what_lingers_and_fails_is_tried_again_soon(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        await commit.commit(hold("1"))
+        ended = commit.land(settle("1", 7), may_linger=True)
+        with down():
+            await commit.commit(hold("2"))
+        assert isinstance(await ended, Ended)
+        assert ledger.batches == ["H1", "S1 H2", "S1 R2"]
+
+    assert told(story, "ok", "fails") == ["down: no disk", "up"]
+
+
+@pytest.mark.usefixtures("endless")
+def test_no_hold_is_refused_at_a_glance_for_what_only_lingers(tmp_path: Path) -> None:
+    async def story() -> None:
+        ledger = SqliteLedger.open(tmp_path / "ledger.db")
+        commit = GroupCommit(ledger, deadline_s=SOON_S)
+        try:
+            assert isinstance(await soon(commit.commit(hold("1", 100))), Held)
+            assert isinstance(await soon(commit.commit(hold("2"))), Short)
+            fresh = hold("3", 60)
+            assert isinstance(commit.hold(structs.replace(fresh, fresh=True)), Short)
+            commit.land(settle("1", 40), may_linger=True)
+            answer = commit.hold(structs.replace(fresh, fresh=True))
+            assert isinstance(answer, asyncio.Future)
+            assert isinstance(await soon(answer), Held)
+        finally:
+            await commit.settled()
+            await ledger.close()
+
+    asyncio.run(story())
 
 
 # -- failures ------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ FAULTS = {
         pending.Pending, "failed", "isinstance(asked.operation, Hold)", "False"
     ),
     "a settlement that failed is forgotten": Fault(
-        pending.Pending, "failed", "if asked.must_land]", "if False]"
+        pending.Pending, "failed", "if asked.must_land\n", "if False\n"
     ),
     "who was told that it failed keeps its hold": Fault(
         pending.Pending, "_answer", "elif isinstance(outcome, Held) and", "elif False and"

@@ -14,6 +14,7 @@ from harness import AUTH, BASE, Rig, chat, house_of, running
 from budget_proxy import admission
 from budget_proxy.core.book import Hold, Leg, Release
 from budget_proxy.core.events import WaitEnded
+from budget_proxy.ledgers import group
 
 CHAT = "/openai/v1/chat/completions"
 GEO = "/geo/v1/geocode?q=here"
@@ -94,6 +95,21 @@ async def refused(rig: Rig, **headers: str) -> tuple[int, str, str | None]:
 def no_tick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line is not tried now and then: whoever is woken is woken by somebody."""
     monkeypatch.setattr(admission, "TICK_S", 3600.0)
+
+
+@pytest.mark.usefixtures("no_tick")
+def test_the_settlement_that_somebody_waits_for_does_not_linger(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story() -> None:
+        async with line(tmp_path, ONE_AT_A_TIME, latency_s=0.1) as rig:
+            monkeypatch.setattr(group, "LINGER_S", 3600.0)
+            answers = await asyncio.gather(*(rig.post(CHAT, BIG) for _ in range(3)))
+            assert [status for status, _ in answers] == [200] * 3
+            for_nobody = await rig.app._open_ledger.holds()
+            assert len(for_nobody) == 1, "for the last one nobody waits"
+
+    asyncio.run(story())
 
 
 @pytest.mark.usefixtures("no_tick")
