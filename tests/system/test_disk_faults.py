@@ -35,7 +35,7 @@ from test_workers import at_rest, cap, charged, fleet
 pytestmark = [pytest.mark.by_option, pytest.mark.faults, pytest.mark.timeout(TIMEOUT_S)]
 CALLERS = 6
 MOST_SKIPPED = {ANY_FILE: 40, LOG: 40, LEDGER: 3}
-"""The ledger file itself is only written when a log of 1,000 pages is copied into it."""
+"""The ledger file itself is only written when its log has grown long and is copied into it."""
 
 
 def some_fault(rng: random.Random) -> Fault:
