@@ -81,8 +81,12 @@ class Call(Protocol):
     async def start(self, status: int, reason: str, headers: Headers) -> None:
         """Begin the answer. Raises CallerGoneError."""
 
-    async def send(self, chunk: bytes) -> None:
-        """Pass on a piece of the answer. Raises CallerGoneError."""
+    def write(self, chunk: bytes) -> None:
+        """Pass on a piece of the answer, without waiting for the caller to take it. Raises
+        CallerGoneError."""
+
+    async def drained(self) -> None:
+        """Wait until the caller has taken most of what was written. Raises CallerGoneError."""
 
     async def end(self) -> None:
         """End the answer properly. Raises CallerGoneError."""

@@ -242,12 +242,18 @@ class IncomingCall:
         self._must_be_there()
         self._answer = _Answer(self._protocol, self._message, status, reason, headers, close=close)
 
-    async def send(self, chunk: bytes) -> None:
-        """See `Call.send`."""
+    def write(self, chunk: bytes) -> None:
+        """See `Call.write`."""
         assert self._answer is not None, "an answer is started before it is sent"
         self._must_be_there()
         try:
             self._answer.write(chunk)
+        except _LOST as error:
+            raise self._gone(error) from error
+
+    async def drained(self) -> None:
+        """See `Call.drained`."""
+        try:
             if self._protocol.writing_paused:
                 async with asyncio.timeout(self._limits.write_timeout_s):
                     await self._protocol.drained()

@@ -12,8 +12,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
+from typing import Any
 
 from msgspec import structs
 
@@ -337,8 +338,8 @@ class Proxy:
         return await outgoing.send(call.method, arrived.sent.raw, headers, body, declared)
 
     async def _relay(self, call: Call, order: Order, answer: UpstreamAnswer, trail: Trail) -> None:
-        """Pass the answer on as it comes; settle before its last byte goes out, so that whoever
-        reads it to the end finds the money settled."""
+        """Pass the answer on as it comes; settle in the turn of the loop in which its last byte
+        goes out, so that whoever reads it to the end finds the money settled."""
         head = answer.head
         by_name = header_rules.by_name(head.headers)
         meter = meter_for(order.route, drops_usage=order.estimate.drops_usage, headers=by_name)
@@ -442,7 +443,8 @@ class Proxy:
         trail.started = True
         await call.start(answer.status, "", list(answer.headers))
         if answer.body and call.method != "HEAD":
-            await call.send(answer.body)
+            call.write(answer.body)
+            await call.drained()
         await call.end()
 
     async def _broken(self, call: Call, error: Exception, trail: Trail) -> None:
@@ -502,43 +504,57 @@ class _Relay:
             chunk = await self._answer.chunk()
             if not chunk:
                 break
+            if left is not None:
+                left = max(0, left - len(chunk))
             passed = self._meter.feed(chunk)
             if self._hearing is not None:
                 self._hearing.feed(chunk)
-            if left is not None:
-                left = max(0, left - len(chunk))
-                if left == 0:
-                    passed += self._end()
-            if passed:
-                self._trail.bytes_out += len(passed)
-                await self._pass(self._call.send(passed))
+            await self._out(passed, last=left == 0)
         if self._trail.settlement is None:
-            rest = self._end()
-            if rest:
-                await self._pass(self._call.send(rest))
+            await self._out(b"", last=True)
         await self._pass(self._call.end())
         if not self._caller_there:
             raise CallerGoneError
 
-    def _end(self) -> bytes:
-        """The upstream's end: read the figures and settle."""
-        rest = self._meter.close()
+    async def _out(self, piece: bytes, *, last: bool) -> None:
+        """Pass a piece on. After the last one the figures are read, and settled before anything
+        else can happen."""
+        if last:
+            piece += self._meter.close()
+        if piece:
+            self._trail.bytes_out += len(piece)
+            self._write(piece)
+        if last:
+            self._settle()
+        if piece:
+            await self._pass(self._call.drained())
+
+    def _settle(self) -> None:
         if self._hearing is not None:
             self._proxy._heard(self._order, self._hearing)  # noqa: SLF001
         self._proxy._settle(self._order, self._trail, self.course(whole=True))  # noqa: SLF001
-        return rest
 
-    async def _pass(self, step: object) -> None:
-        """Do a step towards the caller; once it has left, the answer is only read to the end."""
+    def _write(self, piece: bytes) -> None:
+        """Write to the caller; once it has left, the answer is only read to the end."""
+        if self._caller_there:
+            try:
+                self._call.write(piece)
+            except CallerGoneError:
+                self._left()
+
+    async def _pass(self, step: Coroutine[Any, Any, None]) -> None:
+        """Do a step towards the caller, as `_write`."""
         if not self._caller_there:
-            if asyncio.iscoroutine(step):
-                step.close()
+            step.close()
             return
         try:
-            await step  # type: ignore[misc]
+            await step
         except CallerGoneError:
-            self._caller_there = False
-            self._call.gone.happen()
+            self._left()
+
+    def _left(self) -> None:
+        self._caller_there = False
+        self._call.gone.happen()
 
 
 _CLOSING = frozenset(

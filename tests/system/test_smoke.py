@@ -23,6 +23,23 @@ def test_a_chat_call_is_priced_held_forwarded_and_settled(tmp_path: Path) -> Non
     asyncio.run(story())
 
 
+def test_who_has_read_an_answer_to_its_end_finds_the_money_settled(tmp_path: Path) -> None:
+    """Each call holds more than half of the budget, and costs little of it."""
+    budgets = "budgets: {one: {limit: 0.001 USD, per: total}}\n"
+
+    async def story() -> None:
+        async with running(tmp_path, budgets) as rig:
+            for number in range(30):
+                body = chat(max_tokens=1000, stream=number % 3 == 0)
+                status, answer = await rig.post("/openai/v1/chat/completions", body)
+                assert status == 200, answer
+            account = await rig.account("one")
+            assert account is not None
+            assert (account.spent, account.held) == (await rig.charged_nanos(), 0)
+
+    asyncio.run(story())
+
+
 def test_the_log_of_a_refused_call_says_what_its_caller_was_told(tmp_path: Path) -> None:
     budgets = "budgets: {each: {limit: 0.000001 USD, per: total, for_each: team}}\n"
 
