@@ -407,7 +407,7 @@ def test_what_passed_before_a_stop_is_booked_at_the_next_start(tmp_path: Path) -
     async def story() -> None:
         async with running_sandbox() as sandbox, aiohttp.ClientSession() as session:
             async with again(tmp_path, ALLOWS, sandbox) as app:
-                app._commit.land = lambda operation: asyncio.get_running_loop().create_future()
+                app._commit.land = lambda *_, **__: asyncio.get_running_loop().create_future()
                 async with gone(tmp_path):
                     url = "http://{}:{}/geo/v1/geocode?q=x".format(*app.address)
                     got = [await status_of(session, url) for _ in range(3)]
