@@ -25,7 +25,7 @@ from budget_proxy.ledgers.pending import Asked, Pending
 
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
-LINGER_S = 0.005
+LINGER_S = 0.002
 """How long an operation that may linger does. Whatever else comes takes it along, before itself."""
 STALLED_TURN_S = 0.2
 """How long what is no call waits for a store that is known to hang."""

@@ -130,12 +130,17 @@ def rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+RATE = 200
+"""Calls a second of an open loop."""
+
+
 def sync_s(folder: Path, times: int = 100) -> float:
-    """How long the disk takes for what a commit writes, a few pages."""
+    """How long the disk takes for what a commit writes, a few pages, as often as commits come."""
     handle = os.open(folder / "yardstick", os.O_RDWR | os.O_CREAT)
     pages, took = b"x" * 4096 * 4, []
     try:
         for number in range(-2, times):
+            time.sleep(1 / RATE)
             began_s = time.perf_counter()
             os.pwrite(handle, pages, number % 2 * len(pages))
             os.fdatasync(handle)
@@ -152,11 +157,11 @@ async def latency(here: Stand, rounds: int, seconds: float) -> dict[str, object]
     ports = {"direct": here.upstream, "bare": here.bare, "ours": here.ours}
     syncs = []
     for port in ports.values():
-        await open_loop(port, here.request(port), 200, 1.0)
+        await open_loop(port, here.request(port), RATE, 1.0)
     for _ in range(rounds):
         syncs.append(sync_s(here.folder) * 1e3)
         for name, port in ports.items():
-            ordered = await open_loop(port, here.request(port), 200, seconds)
+            ordered = await open_loop(port, here.request(port), RATE, seconds)
             taken[name].append((quantile(ordered, 0.5) * 1e3, quantile(ordered, 0.99) * 1e3))
     p50 = {name: statistics.median(p for p, _ in pairs) for name, pairs in taken.items()}
     p99 = {name: statistics.median(p for _, p in pairs) for name, pairs in taken.items()}
