@@ -479,8 +479,7 @@ class Metrics:
         most = write(pooled)
         end = b"# EOF\n" if most.endswith(b"# EOF\n") else b""
         parts = [most.removesuffix(end)]
-        for metric in pooled.apart:
-            lines = _lines(metric)
+        for metric, lines in zip(pooled.apart, _lines(pooled.apart), strict=True):
             metric.samples = []
             parts += [write(_One(metric)).removesuffix(end), lines]
         return b"".join([*parts, end]), content_type
@@ -845,14 +844,22 @@ class _One(Collector):
         return [self._metric]
 
 
-def _lines(metric: Metric) -> bytes:
-    """The samples of a gauge as text, which is the same in both formats."""
-    found = []
-    for name, labels, value, *_ in metric.samples:
-        pairs = ",".join([f'{label}="{_escaped(text)}"' for label, text in labels.items()])
-        number: str = floatToGoString(value)  # type: ignore[no-untyped-call]
-        found.append(f"{name}{{{pairs}}} {number}\n")
-    return "".join(found).encode()
+def _lines(metrics: Iterable[Metric]) -> list[bytes]:
+    """The samples of each gauge as text, which is the same in both formats. Labels that several
+    samples share are put in words once."""
+    texts = []
+    written: dict[int, str] = {}
+    for metric in metrics:
+        found = []
+        for name, labels, value, *_ in metric.samples:
+            pairs = written.get(id(labels))
+            if pairs is None:
+                pairs = ",".join([f'{label}="{_escaped(text)}"' for label, text in labels.items()])
+                written[id(labels)] = pairs
+            number: str = floatToGoString(value)  # type: ignore[no-untyped-call]
+            found.append(f"{name}{{{pairs}}} {number}\n")
+        texts.append("".join(found).encode())
+    return texts
 
 
 def _escaped(text: str) -> str:
