@@ -127,11 +127,11 @@ class Learned:
         self, upstream: str, route: str, estimate: Estimate, settlement: Settlement, now_s: float
     ) -> Sequence[CeilingMoved]:
         """Take note of what a call that was held at this estimate really cost; what that moves."""
-        if settlement.rule != "actual" or settlement.amounts is None or not _is_ceiling(estimate):
+        if settlement.rule != "actual" or settlement.amounts is None:
             return ()
         ceilings = estimate.amounts if estimate.ceilings is None else estimate.ceilings
         needed = _needed(ceilings, settlement.amounts)
-        if not needed and not self._needs:
+        if not (needed or self._needs) or not _is_ceiling(estimate):
             return ()
         return self._took(_class(upstream, route, estimate.model), needed, now_s)
 
