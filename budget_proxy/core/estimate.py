@@ -15,7 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from budget_proxy.core.house import Upstream
-from budget_proxy.core.money import MAX_AMOUNT, ceil_div, show
+from budget_proxy.core.money import MAX_AMOUNT, show
 from budget_proxy.core.refusal import Reason, refuse
 from budget_proxy.core.spans import put
 from budget_proxy.core.tariff import (
@@ -26,7 +26,6 @@ from budget_proxy.core.tariff import (
     OutputBound,
     Part,
     Place,
-    Quantity,
     Rates,
     Route,
     Unbounded,
@@ -91,9 +90,9 @@ def _estimate(
     model = model_of(route, document)
     tier = (route.tier.text(document) if route.tier else None) or ""
     rates = _rates(route, upstream, model, tier, now_s)
-    parts = find_parts(route, document.json)
+    parts = find_parts(route, document.json) if route.parts else []
     unbounded = [rule for rule in route.unbounded if rule.test.holds(document)]
-    bounded = _check_bounds(upstream, unbounded, parts)
+    bounded = not (unbounded or parts) or _check_bounds(upstream, unbounded, parts)
     limit = 0
     if route.output is not None:
         limit, body = _output(route.output, upstream, model, document, body)
@@ -106,7 +105,7 @@ def _estimate(
     quantities = _ceilings(route, measured, limit)
     streamed = route.streaming is not None and _says_yes(route.streaming.when, document)
     drops = False
-    variants = variants_of(route, document)
+    variants = route.variant_names or variants_of(route, document)
     if streamed:
         body, drops = _ask_usage(route, document, body)
     cost = upstream.charge_unpriced or 0
@@ -132,7 +131,10 @@ def amounts_of(route: Route, quantities: Mapping[str, int], cost: int) -> dict[s
     amounts = dict(quantities)
     amounts["requests"] = quantities.get("requests", 1)
     if route.total_of:
-        amounts["tokens"] = _sum_of(route.total_of, quantities)
+        tokens = 0
+        for name in route.total_of:
+            tokens += quantities.get(name, 0)
+        amounts["tokens"] = tokens
     amounts[route.currency] = cost
     return amounts
 
@@ -160,9 +162,8 @@ def _rates(route: Route, upstream: Upstream, model: str, tier: str, now_s: float
 def _check_bounds(
     upstream: Upstream, unbounded: list[Unbounded], parts: list[tuple[Part, int]]
 ) -> bool:
-    """Whether the request bounds its own cost. Raises RefusedError where no floor is given."""
-    if not unbounded and not parts:
-        return True
+    """Whether a request with one of these bounds its own cost. Raises RefusedError where no floor
+    is given."""
     reasons = [rule.why for rule in unbounded]
     reasons += [part.why for part, _ in parts if part.ceiling is None]
     if not reasons:
@@ -181,15 +182,13 @@ def _output(
     bound: OutputBound, upstream: Upstream, model: str, document: Document, body: bytes | None
 ) -> tuple[int, bytes | None]:
     """The most output the call can be billed for, and the body with the policy's limit put in."""
-    times = 1
-    if bound.times is not None:
-        read = bound.times.read(document)
-        times = 1 if read is None else max(1, read)
-    own = [
-        whole(value, place.name, text_allowed=False)
-        for place in bound.places
-        if (value := place.first(document)) is not None
-    ]
+    times = _times(bound, document) if bound.known_times is None else bound.known_times
+    own: list[int] = []
+    for place in bound.places:
+        value = place.first(document)
+        if value is not None:
+            plain = type(value) is int and 0 <= value <= MAX_QUANTITY
+            own.append(value if plain else whole(value, place.name, text_allowed=False))
     if own:
         limit = max(own)
     elif upstream.max_output is not None and body is not None:
@@ -208,6 +207,12 @@ def _output(
     if limit * times > MAX_QUANTITY:
         raise BadQuantityError(bound.put, f"times the choices is above {MAX_QUANTITY}")
     return limit * times, body
+
+
+def _times(bound: OutputBound, document: Document) -> int:
+    """How many choices the request asks for."""
+    read = None if bound.times is None else bound.times.read(document)
+    return 1 if read is None else max(1, read)
 
 
 _CONTENT = ("messages", "system", "input", "content", "output", "source")
@@ -257,23 +262,18 @@ def inline_bytes(part: Mapping[str, Any]) -> int:
 def _ceilings(route: Route, document: Document, limit: int) -> dict[str, int]:
     """The most there can be of each quantity: what the request shows, and its limit on output."""
     quantities = dict(route.constants)
-    for quantity in route.measured:
-        quantities[quantity.name] = _before(quantity, document)
+    for name, source, over in route.measured:
+        figure = source.read(document) if over is None else document.body_bytes + over
+        if figure is None:
+            raise BadQuantityError(name, "cannot be read from the request")
+        if figure > MAX_QUANTITY:
+            raise BadQuantityError(name, f"is above {MAX_QUANTITY}")
+        quantities[name] = figure
     if OUTPUT in quantities:
         quantities[OUTPUT] += limit
         if quantities[OUTPUT] > MAX_QUANTITY:
             raise BadQuantityError(OUTPUT, f"is above {MAX_QUANTITY}")
     return quantities
-
-
-def _before(quantity: Quantity, document: Document) -> int:
-    """The most there can be of a quantity, as the request shows it."""
-    figure = quantity.before.read(document)
-    if figure is None:
-        raise BadQuantityError(quantity.name, "cannot be read from the request")
-    if figure > MAX_QUANTITY:
-        raise BadQuantityError(quantity.name, f"is above {MAX_QUANTITY}")
-    return figure
 
 
 def _says_yes(place: Place, document: Document) -> bool:
@@ -306,8 +306,7 @@ def cost_ceiling(
     variants: Mapping[str, tuple[str, ...]],
 ) -> int:
     """Nanos for the ceilings: each at the dearest price its pieces may turn out to have."""
-    size = input_size(route, quantities)
-    total = 0
+    total = size = 0
     for quantity in route.quantities:
         figure = quantities.get(quantity.name, 0)
         if quantity.of is None and figure:
@@ -315,11 +314,15 @@ def cost_ceiling(
             for name in (quantity.name, *variants.get(quantity.name, ())):
                 rate = rates.get(name)
                 if rate is not None:
-                    dearest = max(dearest, rate.dearest_per_million(size))
+                    price = rate.per_million
+                    if rate.cliffs:
+                        size = size or input_size(route, quantities)
+                        price = rate.dearest_per_million(size)
+                    dearest = max(dearest, price)
             total += figure * dearest
     if "requests" in rates and "requests" not in quantities:
-        total += rates["requests"].dearest_per_million(size)
-    return ceil_div(total, MILLION)
+        total += rates["requests"].dearest_per_million(input_size(route, quantities))
+    return -(-total // MILLION)  # as ceil_div
 
 
 def variants_of(route: Route, document: Document) -> Mapping[str, tuple[str, ...]]:
@@ -332,25 +335,21 @@ def variants_of(route: Route, document: Document) -> Mapping[str, tuple[str, ...
 
 def cost_of(route: Route, quantities: Mapping[str, int], rates: Rates) -> int:
     """Nanos for actual quantities; a variant without a price of its own costs what it is of."""
-    size = input_size(route, quantities)
-    total = 0
+    total = size = 0
     for quantity in route.quantities:
         figure = quantities.get(quantity.name, 0)
-        if figure:
-            rate = rates.get(quantity.name) or rates.get(quantity.of or "")
-            total += figure * rate.per_million_at(size) if rate is not None else 0
+        rate = (rates.get(quantity.name) or rates.get(quantity.of or "")) if figure else None
+        if rate is not None:
+            price = rate.per_million
+            if rate.cliffs:
+                size = size or input_size(route, quantities)
+                price = rate.per_million_at(size)
+            total += figure * price
     if "requests" in rates and "requests" not in quantities:
-        total += rates["requests"].per_million_at(size)
-    return ceil_div(total, MILLION)
+        total += rates["requests"].per_million_at(input_size(route, quantities))
+    return -(-total // MILLION)  # as ceil_div
 
 
 def input_size(route: Route, quantities: Mapping[str, int]) -> int:
     """What the cliffs of a price are measured by: all input, cached or not."""
-    return _sum_of(route.input_kinds, quantities)
-
-
-def _sum_of(names: tuple[str, ...], quantities: Mapping[str, int]) -> int:
-    total = 0
-    for name in names:
-        total += quantities.get(name, 0)
-    return total
+    return sum([quantities.get(name, 0) for name in route.input_kinds])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -21,6 +21,7 @@ from budget_proxy.core.tariff import (
     Document,
     Place,
     Route,
+    Source,
     Streaming,
     Test,
     text_bytes,
@@ -42,11 +43,10 @@ _COMMENTS = re.compile(rb"(?::[^\r\n]*\r?\n)+")
 _decode = msgspec.json.Decoder().decode
 
 
-@dataclass(slots=True)
-class Figures:
+class Figures(msgspec.Struct):
     """What an answer told. `final`: nothing more would have come."""
 
-    quantities: dict[str, int] = field(default_factory=dict)
+    quantities: dict[str, int] = {}
     model: str = ""
     tier: str = ""
     final: bool = False
@@ -158,12 +158,12 @@ class BodyMeter:
         decoded = None
         if self._readable:
             decoded = _usage_at_end(body) if self._cut else _json(body)
-        self.figures = Figures(why_not="unreadable")
+        self.figures = figures = Figures(why_not="unreadable")
         try:
-            _read(self._route, Document(decoded, headers=self._headers), self.figures)
+            _read(self._route, Document(decoded, headers=self._headers), figures)
         except BadQuantityError:
             return b""
-        self.figures.final = _complete(self._route, self.figures)
+        figures.final = self._route.needed <= figures.quantities.keys()
         return b""
 
 
@@ -293,7 +293,7 @@ class EventMeter:
         if streaming.delivered is not None:
             figures.delivered_bytes += _delivered(streaming.delivered, document)
         if not figures.final and streaming.final.holds(document):
-            figures.final = not self._damaged and _complete(self._route, figures)
+            figures.final = not self._damaged and self._route.needed <= figures.quantities.keys()
         return self._drop is not None and self._drop.holds(document)
 
     def _remember(self, event: dict[str, Any]) -> bool:
@@ -316,7 +316,7 @@ class EventMeter:
             _read(self._route, Document(self._seen), self.figures)
         except BadQuantityError:
             self._damaged = True
-            self.figures.final = False
+            self.figures.final, self.figures.why_not = False, "unreadable"
 
 
 def _is_one_event(chunk: bytes) -> bool:
@@ -350,21 +350,41 @@ def _delivered(place: Place, document: Document) -> int:
 
 def _read(route: Route, document: Document, figures: Figures) -> None:
     """Copy what a document tells into the figures. Raises BadQuantityError for absurd ones."""
-    try:
-        for name, source in route.answered:
-            figure = source.read(document)
-            if figure is not None:
-                if figure > MAX_QUANTITY:
-                    raise BadQuantityError(name, f"is above {MAX_QUANTITY}")
-                figures.quantities[name] = figure
-    except BadQuantityError:
-        figures.why_not = "unreadable"
-        raise
+    sheet = route.sheet
+    found = None if sheet is None else sheet.found(document.json)
+    if sheet is None or found is None:
+        _read_each(route, document, figures)
+        return
+    for name, first, less, source in sheet.lines:
+        if source is not None:
+            _read_one(name, source, document, figures)
+            continue
+        figure = found[first]
+        if figure is not None:
+            for at in less:
+                figure -= found[at] or 0
+            figures.quantities[name] = max(0, figure)
+    for at in sheet.model:
+        if type(found[at]) is str:
+            figures.model = found[at] or figures.model
+    for at in sheet.tier:
+        if type(found[at]) is str:
+            figures.tier = found[at] or figures.tier
+
+
+def _read_each(route: Route, document: Document, figures: Figures) -> None:
+    """The same, source by source."""
+    for name, source in route.answered:
+        _read_one(name, source, document, figures)
     for place in route.answer_model:
         figures.model = place.text(document) or figures.model
     for place in route.answer_tier:
         figures.tier = place.text(document) or figures.tier
 
 
-def _complete(route: Route, figures: Figures) -> bool:
-    return route.needed <= figures.quantities.keys()
+def _read_one(name: str, source: Source, document: Document, figures: Figures) -> None:
+    figure = source.read(document)
+    if figure is not None:
+        if figure > MAX_QUANTITY:
+            raise BadQuantityError(name, f"is above {MAX_QUANTITY}")
+        figures.quantities[name] = figure

@@ -82,12 +82,10 @@ def settle(
 def _actual(
     route: Route, upstream: Upstream, estimate: Estimate, figures: Figures, now_s: float
 ) -> Settlement:
-    quantities = {
-        quantity.name: figures.quantities.get(
-            quantity.name, estimate.quantities[quantity.name] if quantity.after is None else 0
-        )
-        for quantity in route.quantities
-    }
+    quantities: dict[str, int] = {}
+    for quantity in route.quantities:
+        asked = estimate.quantities[quantity.name] if quantity.after is None else 0
+        quantities[quantity.name] = figures.quantities.get(quantity.name, asked)
     if estimate.rates is None:
         charge = estimate.amounts[route.currency]
         return Settlement("declared", amounts_of(route, quantities, charge), quantities)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
 from math import prod
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import msgspec
 
@@ -76,9 +76,13 @@ class Place:
     steps: Path = ()
     direct: bool = field(init=False, compare=False, repr=False)
     """Whether it is one member of a JSON document, whatever the document is."""
+    top: str | None = field(init=False, compare=False, repr=False)
+    """Which one, if it is a member of the document itself."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "direct", self.kind == "json" and "*" not in self.steps)
+        direct = self.kind == "json" and "*" not in self.steps
+        object.__setattr__(self, "direct", direct)
+        object.__setattr__(self, "top", self.steps[0] if direct and len(self.steps) == 1 else None)
 
     def values(self, document: Document) -> list[Any]:
         """Every value at this place, JSON nulls left out."""
@@ -108,7 +112,10 @@ class Place:
 
     def text(self, document: Document) -> str | None:
         """The first value if it is a string, else None."""
-        found = self.first(document)
+        if self.top is not None and type(document.json) is dict:
+            found = document.json.get(self.top)
+        else:
+            found = self.first(document)
         return found if isinstance(found, str) else None
 
     def __str__(self) -> str:
@@ -308,6 +315,109 @@ def heads_of(source: Source | None) -> frozenset[str]:
     return frozenset(place.steps[0] for place in read if place.kind == "json")
 
 
+def over_body(source: Source) -> int | None:
+    """By how much a source is above the size of the body, if that is the same for every request."""
+    match source:
+        case BodyBytes():
+            return 0
+        case Combined("sum", (BodyBytes(), *rest)):
+            same = [part.value for part in rest if isinstance(part, Constant)]
+            return sum(same) if len(same) == len(rest) else None
+    return None
+
+
+class Line(NamedTuple):
+    """How one quantity is read off what a Sheet found: a number less others, by where they stand
+    there; or, where it is of another form, by its source."""
+
+    name: str
+    first: int
+    less: tuple[int, ...]
+    source: Source | None
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """All that a route reads from an answer, to be found in one walk: paths that begin alike are
+    walked once, and a number that counts for several quantities is read once. It says the same as
+    the sources, or leaves it to them."""
+
+    steps: tuple[tuple[int, str], ...]
+    """Each goes on from what an earlier one found (0: the document), to a member of it."""
+    choices: tuple[tuple[int, ...], ...]
+    """Numbers that may stand at several places: where there is one at the first, it counts."""
+    numbers: tuple[int, ...]
+    lines: tuple[Line, ...]
+    model: tuple[int, ...]
+    tier: tuple[int, ...]
+
+    def found(self, json: Any) -> list[Any] | None:
+        """What stands at every place; None where one of the numbers is not a plain one, which is
+        for the sources to judge."""
+        found = [json]
+        for start, member in self.steps:
+            above = found[start]
+            found.append(above.get(member) if type(above) is dict else None)
+        for choice in self.choices:
+            value = None
+            for at in choice:
+                if value is None:
+                    value = found[at]
+            found.append(value)
+        for at in self.numbers:
+            value = found[at]
+            if value is not None and not (type(value) is int and 0 <= value <= MAX_QUANTITY):
+                return None
+        return found
+
+
+def sheet_of(
+    answered: Sequence[tuple[str, Source]], model: Sequence[Place], tier: Sequence[Place]
+) -> Sheet | None:
+    """The sheet of a route; None if its answers may tell model or tier elsewhere than in JSON, or
+    in many places."""
+    if not all(place.direct for place in (*model, *tier)):
+        return None
+    terms = {name: _terms(source) for name, source in answered}
+    numbers = list(dict.fromkeys(number for found in terms.values() for number in found))
+    stands: dict[Path, int] = {(): 0}
+    steps: list[tuple[int, str]] = []
+    for place in (*(place for number in numbers for place in number.places), *model, *tier):
+        for end in range(len(place.steps)):
+            if place.steps[: end + 1] not in stands:
+                steps.append((stands[place.steps[:end]], place.steps[end]))
+                stands[place.steps[: end + 1]] = len(steps)
+    at = {number: tuple(stands[place.steps] for place in number.places) for number in numbers}
+    choices = tuple(dict.fromkeys(places for places in at.values() if len(places) > 1))
+    single = {choice: len(steps) + 1 + index for index, choice in enumerate(choices)}
+    index = {number: single.get(places, places[0]) for number, places in at.items()}
+    lines = [
+        Line(name, index[found[0]], tuple(index[number] for number in found[1:]), None)
+        if (found := terms[name])
+        else Line(name, 0, (), source)
+        for name, source in answered
+    ]
+    return Sheet(
+        tuple(steps),
+        choices,
+        tuple(index.values()),
+        tuple(lines),
+        tuple(stands[place.steps] for place in model),
+        tuple(stands[place.steps] for place in tier),
+    )
+
+
+def _terms(source: Source) -> tuple[Number, ...]:
+    """The numbers, of a source that is the first of them less the others; else nothing."""
+    parts = source.parts if isinstance(source, Combined) and source.how == "minus" else (source,)
+    found = tuple(
+        part
+        for part in parts
+        if isinstance(part, Number) and part.places and all(place.direct for place in part.places)
+    )
+    return found if len(found) == len(parts) else ()
+
+
 @dataclass(frozen=True, slots=True)
 class Quantity:
     """A named figure. Without `after` the request's figure is also the truth."""
@@ -357,8 +467,9 @@ class Test:
             return False
         if self.without is not None and self.without.values(document):
             return False
-        for value in self.place.values(document):
-            if value is False or value in ("", []):
+        top = self.place.top
+        for value in self.place.values(document) if top is None else (document.json[top],):
+            if value is None or value is False or value in ("", []):
                 continue
             if self.lacks and not _lacks(value, self.lacks):
                 continue
@@ -414,9 +525,14 @@ class OutputBound:
     put: str
     times: Source | None = None
     places: tuple[Place, ...] = field(init=False, compare=False)
+    known_times: int | None = field(init=False, compare=False)
+    """The choices, where the request does not decide them."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "places", tuple(map(json_place, self.fields)))
+        same = self.times if isinstance(self.times, Constant) else None
+        known = 1 if self.times is None else None if same is None else max(1, same.value)
+        object.__setattr__(self, "known_times", known)
 
 
 @dataclass(frozen=True, slots=True)
@@ -539,12 +655,14 @@ class Route:
     _by_answers: dict[tuple[bool, ...], Mapping[str, tuple[str, ...]]] = field(
         init=False, compare=False, repr=False
     )
-    measured: tuple[Quantity, ...] = field(init=False, compare=False)
-    """The quantities whose ceiling is read from the request."""
+    measured: tuple[tuple[str, Source, int | None], ...] = field(init=False, compare=False)
+    """The quantities whose ceiling is read from the request, each with what `over_body` says."""
     constants: Mapping[str, int] = field(init=False, compare=False)
     """The ceilings of the others."""
     answered: tuple[tuple[str, Source], ...] = field(init=False, compare=False)
     """The quantities read from the answer."""
+    sheet: Sheet | None = field(init=False, compare=False, repr=False)
+    """The same, to be read in one walk; None: the model or the tier may stand elsewhere."""
     needed: frozenset[str] = field(init=False, compare=False)
     """Those without which an answer tells no cost."""
     metered: bool = field(init=False, compare=False)
@@ -573,8 +691,10 @@ class Route:
         fill("possibles", tuple({q.possible: None for q in may_be if q.possible}))
         same = {q.name: q.before.value for q in self.quantities if type(q.before) is Constant}
         fill("constants", same)
-        fill("measured", tuple(q for q in self.quantities if q.name not in same))
+        rest = [q for q in self.quantities if q.name not in same]
+        fill("measured", tuple((q.name, q.before, over_body(q.before)) for q in rest))
         fill("answered", tuple((q.name, q.after) for q in self.quantities if q.after is not None))
+        fill("sheet", sheet_of(self.answered, self.answer_model, self.answer_tier))
         fill("metered", bool(self.answered))
         must = {q.name for q in self.quantities if q.after is not None and not q.optional}
         fill("needed", frozenset(must))

@@ -3,6 +3,8 @@ on, and nothing that makes the meter raise."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import gzip
 import json
 import tracemalloc
@@ -17,15 +19,22 @@ from hypothesis import strategies as st
 from pricing_support import UNHURRIED, meter, read, route_of, shipped
 
 from budget_proxy.core import meter as meters
+from budget_proxy.core.headers import by_name
 from budget_proxy.core.meter import EventMeter, Figures
 from budget_proxy.core.tariff import (
     MAX_QUANTITY,
+    BadQuantityError,
     Combined,
     Constant,
+    Count,
+    Document,
     Number,
+    Path,
+    Place,
     Quantity,
     Rate,
     Route,
+    Shaped,
     json_place,
 )
 
@@ -666,3 +675,95 @@ def test_no_answer_makes_it_raise_or_lose_a_byte(
     if not (drops and route is CHAT and kind == SSE and coding == "identity"):
         assert passed == data
     assert all(0 <= n <= MAX_QUANTITY for n in found.quantities.values())
+
+
+ODD = Route(
+    "odd",
+    frozenset(),
+    "/odd",
+    quantities=tuple(
+        Quantity(name, Constant(0), source)
+        for name, source in {
+            "read": Number((json_place("u.in"), json_place("r.u.in"))),
+            "header": Number((json_place("u.h"), Place("header", "x-h"))),
+            "many": Number((json_place("u.*"),)),
+            "less": Combined("minus", (Number((json_place("u.in"),)), Constant(3))),
+            "sum": Combined("sum", (Number((json_place("u.in"),)), Number((json_place("u.out"),)))),
+            "items": Count(json_place("items")),
+            "shaped": Shaped(Number((json_place("u.out"),)), default=2, step=10),
+            "none": Combined("minus", ()),
+            "out": Combined("minus", (Number((json_place("u.out"),)), Number((json_place("n"),)))),
+        }.items()
+    ),
+    answer_model=(json_place("model"), json_place("r.model")),
+    answer_tier=(json_place("u.in"), json_place("tier")),
+)
+ELSEWHERE = dataclasses.replace(ODD, answer_model=(Place("header", "x-model"),))
+AT_MEMBERS = st.one_of(
+    st.integers(0, 50),
+    st.sampled_from([None, 0, 7.0, 1.5, -1, True, "", "x", "12", [], [3], {}, MAX_QUANTITY]),
+    st.sampled_from([MAX_QUANTITY + 1, {"in": 5}, {"u": {"in": 2}}]),
+)
+
+
+def members(route: Route) -> list[Path]:
+    """Every path of members on which the sheet of a route looks, and some more."""
+    paths: list[Path] = [()]
+    for start, member in route.sheet.steps if route.sheet is not None else ():
+        paths.append((*paths[start], member))
+    return [*paths[1:], ("u", "h"), ("u", "in"), ("items",), ("output",)]
+
+
+@st.composite
+def answers(draw: st.DrawFn, route: Route) -> Any:
+    """An answer in which, at some of the places that are looked at, anything may stand."""
+    answer: dict[str, Any] = {}
+    paths = members(route)
+    told = st.integers(0, 50) if draw(st.booleans()) else AT_MEMBERS
+    for path in draw(
+        st.lists(st.sampled_from(paths), min_size=len(paths) // 2, max_size=2 * len(paths))
+    ):
+        inner: Any = answer
+        for member in path[:-1]:
+            inner = inner.setdefault(member, {})
+            if type(inner) is not dict:
+                break
+        else:
+            if not isinstance(inner.get(path[-1]), dict) or draw(st.booleans()):
+                inner[path[-1]] = copy.deepcopy(draw(told))
+    for member in draw(st.lists(st.sampled_from(["model", "tier", "service_tier"]))):
+        answer[member] = draw(st.sampled_from(["x", "", 5, None]))
+    return draw(st.sampled_from([answer] * 9 + [None])) if answer else draw(AT_MEMBERS)
+
+
+@given(
+    data=st.data(), route=st.sampled_from([CHAT, RESPONSES, MESSAGES, EMBEDDINGS, ODD, ELSEWHERE])
+)
+@settings(UNHURRIED, max_examples=1000)
+def test_what_is_read_in_one_walk_is_what_the_sources_read(
+    data: st.DataObject, route: Route
+) -> None:
+    headers = by_name([(b"x-h", b"4"), (b"x-model", b"m")])
+    document = Document(data.draw(answers(route)), headers=headers)
+    found: list[tuple[Figures, str]] = []
+    for way in (meters._read, meters._read_each):
+        figures, error = Figures(model="asked", tier="asked"), ""
+        try:
+            way(route, document, figures)
+        except BadQuantityError as bad:
+            error = str(bad)
+        found.append((figures, error))
+    assert found[0] == found[1]
+    assert list(found[0][0].quantities) == list(found[1][0].quantities)
+
+
+def test_a_plain_answer_is_read_in_one_walk() -> None:
+    for route in (CHAT, RESPONSES, MESSAGES, EMBEDDINGS, ODD):
+        assert route.sheet is not None, route.name
+    assert ELSEWHERE.sheet is None
+    sheet = CHAT.sheet
+    assert sheet is not None
+    assert all(line.source is None for line in sheet.lines)
+    assert sheet.found(ANSWER) is not None
+    assert [member for _, member in sheet.steps].count("usage") == 1
+    assert sheet.found({"usage": {"prompt_tokens": 5.0}}) is None, "for the sources to judge"

@@ -46,7 +46,7 @@ def test_a_plain_request_leaves_little_of_a_route() -> None:
     assert [place.name for place in narrow.output.places] == ["max_tokens"]
     assert narrow.output.times == Constant(1)
     assert narrow.ruled_out == {"audio_input_tokens", "audio_output_tokens"}
-    assert [quantity.name for quantity in narrow.measured] == ["input_tokens"]
+    assert [name for name, _, _ in narrow.measured] == ["input_tokens"]
     assert narrow.answered == CHAT.answered, "what the answer tells is read as before"
 
 

@@ -21,6 +21,7 @@ from budget_proxy.core.tariff import (
     Document,
     Length,
     Number,
+    OutputBound,
     Part,
     Place,
     Quantity,
@@ -32,6 +33,7 @@ from budget_proxy.core.tariff import (
     compile_template,
     heads_of,
     json_place,
+    over_body,
     text_bytes,
     walk,
 )
@@ -132,6 +134,33 @@ NONE = Number((json_place("missing"),))
 )
 def test_figures_combine(how: Any, parts: tuple[Source, ...], figure: int | None) -> None:
     assert Combined(how, parts).read(DOCUMENT) == figure
+
+
+@pytest.mark.parametrize(
+    ("source", "over"),
+    [
+        (BodyBytes(), 0),
+        (Combined("sum", (BodyBytes(), Constant(64), Constant(1))), 65),
+        (Combined("sum", (BodyBytes(),)), 0),
+        (Combined("sum", (BodyBytes(), Constant(64), BodyBytes())), None),
+        (Combined("sum", (BodyBytes(), Length(json_place("t")))), None),
+        (Combined("max", (BodyBytes(), Constant(64))), None),
+        (Shaped(BodyBytes(), least=500), None),
+        (Constant(64), None),
+        (Combined("sum", ()), None),
+    ],
+)
+def test_a_source_may_be_the_body_and_a_constant(source: Source, over: int | None) -> None:
+    assert over_body(source) == over
+    if over is not None:
+        assert source.read(DOCUMENT) == DOCUMENT.body_bytes + over
+
+
+@pytest.mark.parametrize(
+    ("times", "known"), [(None, 1), (Constant(3), 3), (Constant(0), 1), (Shaped(Constant(3)), None)]
+)
+def test_choices_may_be_the_same_for_every_request(times: Source | None, known: int | None) -> None:
+    assert OutputBound(("m",), "m", times).known_times == known
 
 
 @pytest.mark.parametrize(
