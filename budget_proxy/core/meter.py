@@ -207,6 +207,8 @@ class EventMeter:
         self._route = route
         self._streaming = streaming
         self._drop: Test | None = streaming.drop if drop else None
+        self._drops_last = self._drop == streaming.final
+        """Whether the event to take out is the one that makes the figures final."""
         self._rest: list[bytes] = []
         self._rest_size = 0
         self._too_long = False
@@ -292,9 +294,10 @@ class EventMeter:
             self._read()
         if streaming.delivered is not None:
             figures.delivered_bytes += _delivered(streaming.delivered, document)
-        if not figures.final and streaming.final.holds(document):
+        ours = self._drop is not None and self._drop.holds(document)
+        if not figures.final and (ours if self._drops_last else streaming.final.holds(document)):
             figures.final = not self._damaged and self._route.needed <= figures.quantities.keys()
-        return self._drop is not None and self._drop.holds(document)
+        return ours
 
     def _remember(self, event: dict[str, Any]) -> bool:
         """Lay what an event tells over what earlier ones told (a later one repeats only a part);

@@ -9,7 +9,7 @@ integer or None comes out.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
@@ -49,22 +49,21 @@ class Document(msgspec.Struct, frozen=True):
     is surely no member in the JSON. None: nobody looked."""
 
 
-def walk(value: Any, path: Path) -> Iterator[Any]:
-    """Every value under a path; nothing where the path leads nowhere."""
-    if not path:
-        yield value
-        return
-    step, rest = path[0], path[1:]
-    if step == "*":
-        inner: Sequence[Any] = ()
-        if isinstance(value, list):
-            inner = value
-        elif isinstance(value, dict):
-            inner = list(value.values())
-        for item in inner:
-            yield from walk(item, rest)
-    elif isinstance(value, dict) and step in value:
-        yield from walk(value[step], rest)
+def walk(value: Any, path: Path) -> list[Any]:
+    """Every value under a path, in order; nothing where the path leads nowhere."""
+    found = [value]
+    for step in path:
+        inner: list[Any] = []
+        for item in found:
+            if step != "*":
+                if type(item) is dict and step in item:
+                    inner.append(item[step])
+            elif type(item) is list:
+                inner.extend(item)
+            elif type(item) is dict:
+                inner.extend(item.values())
+        found = inner
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -465,10 +464,11 @@ class Test:
             type(document.json) is not dict or self.place.steps[0] not in document.json
         ):
             return False
-        if self.without is not None and self.without.values(document):
-            return False
         top = self.place.top
-        for value in self.place.values(document) if top is None else (document.json[top],):
+        found = self.place.values(document) if top is None else [document.json[top]]
+        if not found or (self.without is not None and self.without.values(document)):
+            return False
+        for value in found:
             if value is None or value is False or value in ("", []):
                 continue
             if self.lacks and not _lacks(value, self.lacks):
