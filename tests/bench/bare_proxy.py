@@ -81,7 +81,7 @@ async def main(port: int, upstream: str) -> None:
     )
     runner = web.ServerRunner(server)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port, backlog=1024).start()
+    await web.TCPSite(runner, "127.0.0.1", port, backlog=1024, reuse_port=True).start()
     freeze()
     print("ready", file=sys.stderr, flush=True)
     await asyncio.Event().wait()

@@ -223,9 +223,12 @@ async def streams(here: Stand, _rounds: int, _seconds: float) -> dict[str, objec
     clients = [await connect(here.ours) for _ in range(1000)]
     began_s = time.perf_counter()
     tasks = [asyncio.create_task(client.call(request)) for client in clients]
-    await asyncio.sleep(6)
-    held = sum(1 for client in clients if client.buffer)
-    grown = rss_bytes(here.pid) - before
+    held = grown = 0
+    while not all(task.done() for task in tasks):
+        await asyncio.sleep(0.25)
+        begun = sum(bool(c.buffer) and not t.done() for c, t in zip(clients, tasks, strict=True))
+        if begun > held:
+            held, grown = begun, rss_bytes(here.pid) - before
     statuses = await asyncio.gather(*tasks)
     whole = sum(1 for client in clients if client.buffer.endswith(b"0\r\n\r\n"))
     for client in clients:
@@ -235,7 +238,7 @@ async def streams(here: Stand, _rounds: int, _seconds: float) -> dict[str, objec
         "ended properly": whole,
         "status 200": statuses.count(200),
         "seconds": round(time.perf_counter() - began_s, 1),
-        "MiB each": round(grown / 1000 / 2**20, 3),
+        "MiB each": round(grown / max(1, held) / 2**20, 3),
     }
 
 

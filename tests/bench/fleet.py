@@ -73,6 +73,19 @@ def fleet(workers: int, fill: Callable[[Path], None] = lambda _ledger: None) -> 
         yield Fleet(ours, admin, serving.pid)
 
 
+@contextlib.contextmanager
+def bare(count: int) -> Iterator[int]:
+    """So many bare proxies on one port, in front of the static upstream."""
+    upstream, port = free_port(), free_port()
+    with contextlib.ExitStack() as stack:
+        up = (sys.executable, "bench.py", "--upstream", str(upstream))
+        stack.enter_context(process(*up, ready="ready", cpu=None))
+        words = (sys.executable, "bare_proxy.py", str(port), f"http://127.0.0.1:{upstream}")
+        for _ in range(count):
+            stack.enter_context(process(*words, ready="ready", cpu=None))
+        yield port
+
+
 EACH = """
   each: {limit: 1000000 USD, per: total, for_each: {header: X-User}, max_payers: 20000,
          missing: skip}
@@ -87,9 +100,10 @@ def family_cpu_s(pid: int) -> float:
 
 
 def workers(rounds: int, seconds: float) -> dict[str, object]:
-    """Calls a second with two workers against one, the load sharing both processors; and what a
-    call costs them of a processor, which is the same on a machine that has other work."""
+    """Calls a second with two workers against one, the load sharing both processors, and the same
+    of a bare proxy; and what a call costs ours of a processor."""
     rates: dict[int, list[float]] = {1: [], 2: []}
+    bares: dict[int, list[float]] = {1: [], 2: []}
     costs_ms: dict[int, list[float]] = {1: [], 2: []}
 
     async def measure(proxy: Fleet) -> tuple[float, float]:
@@ -100,16 +114,28 @@ def workers(rounds: int, seconds: float) -> dict[str, object]:
         calls = rate * (time.perf_counter() - began_s)
         return rate, (family_cpu_s(proxy.pid) - before_s) / calls * 1e3
 
+    async def measure_bare(port: int) -> float:
+        request = chat_request(port, KEY, "/v1/chat/completions")
+        await closed_loop(port, request, 64, 1.0)
+        return await closed_loop(port, request, 64, seconds)
+
     for _ in range(rounds):
         for count in (1, 2):
             with fleet(count) as proxy:
                 rate, cost_ms = asyncio.run(measure(proxy))
             rates[count].append(rate)
             costs_ms[count].append(cost_ms)
+            with bare(count) as port:
+                bares[count].append(asyncio.run(measure_bare(port)))
     ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
+    bare_ratios = [two / one for one, two in zip(bares[1], bares[2], strict=True)]
+    ratio, bare_ratio = statistics.median(ratios), statistics.median(bare_ratios)
     return {
-        "two workers of one (aim >= 1.4)": round(statistics.median(ratios), 2),
-        "each round": [round(ratio, 2) for ratio in ratios],
+        "two workers of one (aim >= 1.4)": round(ratio, 2),
+        "each round": [round(each, 2) for each in ratios],
+        "two bare proxies of one": round(bare_ratio, 2),
+        "each round of theirs": [round(each, 2) for each in bare_ratios],
+        "ours of theirs (aim >= 1.4 / 1.5 = 0.93)": round(ratio / bare_ratio, 2),
         "calls/s with one": round(statistics.median(rates[1])),
         "calls/s with two": round(statistics.median(rates[2])),
         "CPU ms a call with one": round(statistics.median(costs_ms[1]), 3),

@@ -55,10 +55,8 @@ def chat_request(port: int, key: str, path: str, *, more: bytes = b"") -> bytes:
 
 
 class StaticUpstream(asyncio.Protocol):
-    """Answers every request with ANSWER; one that says stream with (slow) events."""
-
-    pause_s = 0.0
-    events = 100
+    """Answers every request with ANSWER; one that says stream with a hundred events, one that says
+    slow, too, with twenty in ten seconds."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport: asyncio.Transport = transport  # type: ignore[assignment]
@@ -91,9 +89,9 @@ class StaticUpstream(asyncio.Protocol):
                 self.transport.write(ANSWER)
 
     async def stream(self, body: bytes) -> None:
-        pause_s = 0.1 if b'"slow":true' in body else 0.0
+        events, pause_s = (20, 0.5) if b'"slow":true' in body else (100, 0.0)
         self.transport.write(STREAM_HEAD)
-        for _ in range(self.events):
+        for _ in range(events):
             self.transport.write(chunked(EVENT))
             if pause_s:
                 await asyncio.sleep(pause_s)
