@@ -15,9 +15,10 @@ Forbidden here: I/O, clocks, and floats.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+
+import msgspec
 
 from budget_proxy.core.book import AccountState
 from budget_proxy.core.budget import EVERYONE, SHARED_PAYER, Budget, Facts
@@ -28,8 +29,7 @@ _UNKNOWN_BEFORE_A_CALL = frozenset({"upstream", "route", "model"})
 _SEPARATOR = "|"
 
 
-@dataclass(frozen=True, slots=True)
-class AccountView:
+class AccountView(msgspec.Struct, frozen=True):
     """One open account. Amounts in steps of `unit`; a total has no end."""
 
     budget: str
@@ -76,12 +76,13 @@ def open_accounts(rows: Iterable[AccountState], house: House, now_s: float) -> A
     known = {
         name: known_payers(budget, house.services.values()) for name, budget in budgets.items()
     }
+    may_pay = {name: _may_pay(budget, known[name]) for name, budget in budgets.items()}
     views: dict[tuple[str, str], AccountView] = {}
     stale: list[AccountState] = []
     for row in rows:
         budget = budgets.get(row.budget)
         cut_so = budget and row.window == current[row.budget] and row.unit == budget.unit
-        if budget and cut_so and _may_pay(budget, row.payer, known[row.budget]):
+        if budget and cut_so and may_pay[row.budget](row.payer):
             limit = row.limit if budget.balance else budget.limit_for(row.payer)
             views[row.budget, row.payer] = _view(row, limit, retired=False)
         else:
@@ -105,11 +106,11 @@ def known_payers(budget: Budget, services: Iterable[Service]) -> list[str]:
     return sorted({payer for payer in payers if payer is not None})
 
 
-def _may_pay(budget: Budget, payer: str, known: Sequence[str]) -> bool:
-    """Whether this can be a payer of the budget as it is cut now."""
+def _may_pay(budget: Budget, known: Iterable[str]) -> Callable[[str], bool]:
+    """Whether somebody can be a payer of the budget as it is cut now."""
     if not budget.for_each or _decided_by_services(budget):
-        return payer in known
-    return payer != EVERYONE
+        return frozenset(known).__contains__
+    return EVERYONE.__ne__
 
 
 def payer_of(budget: Budget, service: Service) -> str | None:

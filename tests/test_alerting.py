@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -409,7 +409,7 @@ def test_accounts_of_budgets_with_something_to_tell_are_gauges() -> None:
 
 def test_a_budget_on_a_balance_nobody_has_looked_at_says_nothing() -> None:
     budgets = [budget("bill", alerts=(Threshold("left", NANOS),), balance="deepseek")]
-    assert gauges_of([replace(view("bill"), limit=0)], budgets) == ()
+    assert gauges_of([msgspec.structs.replace(view("bill"), limit=0)], budgets) == ()
     assert len(gauges_of([view("bill")], budgets)) == 1
 
 
