@@ -235,8 +235,9 @@ class App:
     def _say_presumed(self, presumed: int) -> None:
         if presumed:
             logger.warning(
-                "%d holds of a proxy that died were settled in full; correct them with "
-                "'budget-proxy ledger adjust' where you know better",
+                "%d holds of a proxy that died were settled in full: 'budget-proxy ledger entries' "
+                "lists them as presumed; correct them with 'budget-proxy ledger adjust' where you "
+                "know better",
                 presumed,
             )
 
@@ -307,9 +308,13 @@ class App:
             await web.TCPSite(self._admin, host, port).start()
         self.admin_address = self._admin.addresses[0][:2]
 
+    def drain(self) -> None:
+        """Say that no more calls are taken."""
+        self._state = "draining"
+
     async def stop(self, grace_s: float | None = None) -> None:
         """Finish what is under way, for as long as the policy's grace period, and stop."""
-        self._state = "draining"
+        self.drain()
         if self._ledger is not None and hasattr(self, "_proxy"):
             self._proxy.draining = True
             await self._listener.stop(self.house.limits.grace_s if grace_s is None else grace_s)
@@ -364,7 +369,7 @@ class App:
         if up:
             logger.warning("the ledger is writable again")
         else:
-            logger.error("the ledger cannot be written, calls are refused: %s", why)
+            logger.error("the ledger cannot be written, no budget can be held: %s", why)
         self._emit(LedgerChanged(up, why))
 
     # -- the policy ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import logging
 import socket
 import ssl
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from aiohttp import web
@@ -42,6 +42,8 @@ BACKLOG = 1024
 LINGER_S = 1.0
 PAUSE_S = 1.0
 """After a connection could not be taken for want of file descriptors."""
+NEWCOMERS_S = 0.02
+"""At the end: how long the request of a caller who has just come may take to be there."""
 SHUTDOWN_S = 2.0
 """After the grace period: how long a call may take to notice that it is over."""
 WHOLE_BODY_TIMES = 4
@@ -321,6 +323,11 @@ class _Protocol(RequestHandler):
 
     call: IncomingCall | None = None
 
+    @property
+    def has_come(self) -> bool:
+        """Whether a request is there that nobody has taken up yet."""
+        return bool(self._messages) and self.transport is not None
+
     async def start(self) -> None:
         """Answer what comes, until the connection ends."""
         try:
@@ -465,6 +472,11 @@ class _Server(web.Server):
         """Whether no more connections are taken."""
         return len(self._connections) >= self.limits.max_connections
 
+    @property
+    def wires(self) -> Iterator[_Protocol]:
+        """Every connection."""
+        return (wire for wire in self._connections if isinstance(wire, _Protocol))
+
     def __call__(self) -> RequestHandler:
         """One connection's protocol."""
         return _Protocol(self, loop=self._loop, **self._kwargs)
@@ -512,23 +524,24 @@ class Listener:
         if self._listening is not None:
             asyncio.get_running_loop().add_reader(self._listening, self._accept)
 
-    def _accept(self) -> None:
-        """Take one connection: who took all that are there would leave the other workers none."""
+    def _accept(self) -> bool:
+        """Take one connection, if one is there: who took all would leave the other workers none."""
         assert self._listening is not None, "it is listening"
         loop = asyncio.get_running_loop()
         try:
             taken, _ = self._listening.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return  # another worker has it, or the caller is gone
+            return False  # another worker has it, or the caller is gone
         except OSError as error:  # no file descriptors, no memory
             logger.error("no connection can be taken: %s", error)
             loop.remove_reader(self._listening)
             loop.call_later(PAUSE_S, self._listen)
-            return
+            return False
         taken.setblocking(False)
         task = loop.create_task(self._take(taken), name="connection")
         self._taking.add(task)
         task.add_done_callback(self._taking.discard)
+        return True
 
     async def _take(self, taken: socket.socket) -> None:
         assert self._server is not None, "it was started"
@@ -551,22 +564,35 @@ class Listener:
                 self._idle.set()
 
     async def stop(self, grace_s: float) -> None:
-        """Take no more connections; let calls finish for a while, then hang up on them."""
+        """Take no more connections than have come; let calls finish for a while, then hang up on
+        them."""
         if self._listening is not None:
             asyncio.get_running_loop().remove_reader(self._listening)
+            while self._accept():
+                pass  # whom the kernel has let in would be cut off with the socket
             self._listening.close()
             self._listening = None
         if self._server is not None:
-            self._server.pre_shutdown()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(grace_s):
-                await self._idle.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(grace_s):
+                    await self._quiet(self._server)
         for call in list(self._calls):
             call.abort()
         for task in list(self._taking):
             task.cancel()
         if self._server is not None:
             await self._server.shutdown(SHUTDOWN_S)
+
+    async def _quiet(self, server: _Server) -> None:
+        """Close what is idle, and wait until nobody is answered nor will be: a request that has
+        come is a call, though nobody has looked at it yet."""
+        if self._taking or server.connections:
+            await asyncio.sleep(NEWCOMERS_S)
+        server.pre_shutdown()
+        while self._calls or self._taking or any(wire.has_come for wire in server.wires):
+            await self._idle.wait()
+            await asyncio.sleep(NEWCOMERS_S)
+            server.pre_shutdown()
 
 
 def bind(address: tuple[str, int]) -> socket.socket:

@@ -48,12 +48,17 @@ def serve(policy: Path, load: Callable[[Path], House], workers: int) -> int:
 
 def on_a_loop(main: Coroutine[Any, Any, int]) -> int:
     """Run it on the fastest event loop there is."""
+    with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
+        return runner.run(main)
+
+
+def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """What makes it; None: the standard library's."""
     try:
         import uvloop  # noqa: PLC0415 - an extra
     except ImportError:
-        return asyncio.run(main)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main)
+        return None
+    return uvloop.new_event_loop
 
 
 class _Running(Protocol):

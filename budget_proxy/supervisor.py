@@ -132,6 +132,7 @@ class Supervisor:
     async def stop(self, grace_s: float | None = None) -> None:
         """Let calls finish for the policy's grace period, and stop."""
         self._stopping = True
+        self.app.drain()
         if self._listening is not None:
             self._listening.close()
         limit_s = self.app.house.limits.grace_s if grace_s is None else grace_s

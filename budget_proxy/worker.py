@@ -67,7 +67,8 @@ class Worker:
         self._app.stops.report = self._heard_stop
         self._app.stops.tried = self._heard_try
         self._app.stops.ask = self._may_try
-        self._channel.tell({"tell": "ready"})
+        with contextlib.suppress(GoneError):  # then it stops below
+            self._channel.tell({"tell": "ready"})
         pushing = loop.create_task(self._push(), name="push")
         stopping = loop.create_task(self._stopping.wait())
         orphaned = loop.create_task(self._channel.gone.wait())

@@ -299,7 +299,8 @@ class PolicyEntry(Entry):
     loss_file: Text | None = Field(
         None,
         description="Where calls are noted that pass without the ledger, one file per machine. "
-        "Default: the ledger's name and .loss.",
+        "Default: beside an SQLite ledger, its name and .loss; else budget-proxy.loss in the "
+        "working directory.",
     )
     retention: Days | None = Field(
         None,

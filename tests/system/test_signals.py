@@ -12,8 +12,10 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from harness import KEY, running
 from processes import CAP, GEO, POLICY, Gate, Process, run, serving, started, status_of, until
 
+from budget_proxy import listener
 from budget_proxy.ledgers.sqlite import SqliteLedger
 
 
@@ -59,6 +61,29 @@ def test_a_call_under_way_may_finish(tmp_path: Path, number: signal.Signals) -> 
             assert await slow == 200
             assert await process.ended() == 0
         assert accounts(tmp_path) == {"cap": ("0.005", "0")}
+
+    asyncio.run(story())
+
+
+def test_whoever_has_come_before_the_end_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also who is not let in yet, and although nothing else is under way."""
+    monkeypatch.setattr(listener, "SHUTDOWN_S", 0.05)
+
+    async def story() -> None:
+        async with running(tmp_path, latency_s=0.5) as rig:
+            head = f"GET {GEO} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n\r\n"
+            callers = [socket.create_connection((rig.host, rig.port)) for _ in range(20)]
+            for caller in callers:
+                caller.sendall(head.encode())
+            await rig.app.stop(10.0)
+            for caller in callers:
+                with caller:
+                    caller.settimeout(10.0)
+                    assert caller.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+            assert len(await rig.charges()) == 20
+            assert [call.outcome for call in rig.calls] == ["served"] * 20
 
     asyncio.run(story())
 

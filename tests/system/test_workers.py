@@ -356,6 +356,11 @@ def test_sigterm_lets_the_calls_of_every_worker_finish(tmp_path: Path) -> None:
             await gate.holds(6)
             process.send(signal.SIGTERM)
             await until(lambda: "stopping" in process.err, "it stops")
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{process.admin}/readyz") as answer,
+            ):
+                assert (answer.status, (await answer.json())["state"]) == (503, "draining")
             gate.opened.set()
             assert await asyncio.gather(*calls) == [200] * 6
             assert await process.ended() == 0
