@@ -374,11 +374,6 @@ class Proxy:
         assert trail.settlement is None, "a call is settled once"
         route, upstream, now_s = order.route, order.upstream, self._clock()
         settlement = settle(route, upstream, order.estimate, course, now_s)
-        trail.settlement = settlement
-        for moved in self._learned.observe(
-            upstream.name, route.name, order.estimate, settlement, now_s
-        ):
-            self._emit(moved)
         result = result_of(settlement, course.status)
         operation: Settle | Release
         if settlement.amounts is None:
@@ -389,6 +384,12 @@ class Proxy:
         # Who waits in line waits for just this.
         landing = ledger.land(operation, may_linger=not self._admission.waiting)
         landing.add_done_callback(self._landed)
+        trail.settlement = settlement
+        learned = self._learned.observe(
+            upstream.name, route.name, order.estimate, settlement, now_s
+        )
+        for moved in learned:
+            self._emit(moved)
 
     def _heard(self, order: Order, hearing: Hearing) -> None:
         """An answer that may say that the money is out: then no other call follows it. Whatever

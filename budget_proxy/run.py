@@ -78,12 +78,25 @@ async def _supervise(supervisor: Supervisor) -> int:
 
     rolling: list[asyncio.Task[None]] = []
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGUSR2, roll)
-    return await _serve(supervisor.app, supervisor)
+    return await _serve(supervisor.app, supervisor, replace=roll)
 
 
-async def _serve(app: App, running: _Running, announce: Callable[[], None] = lambda: None) -> int:
+def _nothing_to_replace() -> None:
+    print(
+        "SIGUSR2: a single process has no workers to replace; restart it, or serve with --workers",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+async def _serve(
+    app: App,
+    running: _Running,
+    announce: Callable[[], None] = lambda: None,
+    replace: Callable[[], None] = _nothing_to_replace,
+) -> int:
     stopping, ending = _signals(app)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGUSR2, replace)
     try:
         await running.start()
     except LedgerRefusedError as error:

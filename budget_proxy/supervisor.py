@@ -126,7 +126,8 @@ class Supervisor:
         self._listening = self.app.bind()
         await self.app.start()
         self.app.address = self._listening.getsockname()[:2]
-        await asyncio.gather(*(self._add() for _ in range(self._wanted)))
+        async with self._changing:  # a policy that changes meanwhile changes in all of them
+            await asyncio.gather(*(self._add() for _ in range(self._wanted)))
         self._spawn(self._watch_lock())
 
     async def stop(self, grace_s: float | None = None) -> None:

@@ -50,6 +50,7 @@ class Worker:
         self._end = channel
         self._channel = Channel(self._answer)
         self._stopping = asyncio.Event()
+        self._started = asyncio.Event()
 
     async def run(self) -> int:
         """Serve; the exit code."""
@@ -67,6 +68,7 @@ class Worker:
         self._app.stops.report = self._heard_stop
         self._app.stops.tried = self._heard_try
         self._app.stops.ask = self._may_try
+        self._started.set()
         with contextlib.suppress(GoneError):  # then it stops below
             self._channel.tell({"tell": "ready"})
         pushing = loop.create_task(self._push(), name="push")
@@ -109,6 +111,7 @@ class Worker:
     async def _answer(self, message: Message) -> Message | None:
         match message:
             case {"do": "prepare", "policy": str(policy)}:
+                await self._started.wait()  # who asks has a deadline
                 return {"mistakes": await self._app.prepare(lambda: self._load(policy))}
             case {"do": "put in force"}:
                 await self._app.put_prepared_in_force()

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from budget_proxy.core.book import Leg
 from budget_proxy.core.budget import (
+    MAX_PAYER_BYTES,
     MAX_PAYER_LENGTH,
     SHARED_PAYER,
     Budget,
@@ -101,6 +102,8 @@ def payer_of(budget: Budget, facts: Facts, document: Document, admits: Roster) -
     parts = [_part(part, facts, document) for part in budget.for_each]
     named = [part for part in parts if part]
     payer = "|".join(named) if len(named) == len(parts) else ""
+    if budget.caller_names_payer and len(payer.encode()) > MAX_PAYER_BYTES:
+        payer = ""
     if payer and (not budget.caller_names_payer or admits(budget, payer)):
         return payer
     if budget.missing == "skip":

@@ -29,6 +29,9 @@ BALANCE_PAYER = "(balance)"
 """The payer of a budget on a prepaid balance. Its account is another one than that of a budget of
 the same name with a limit of its own: no limit of a policy is ever taken for what is left."""
 MAX_PAYER_LENGTH = 128
+"""Of each part that a caller names, in characters."""
+MAX_PAYER_BYTES = 1024
+"""Of all parts together: no store has to keep a longer key."""
 
 
 class Facts(msgspec.Struct, frozen=True):

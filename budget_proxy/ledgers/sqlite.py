@@ -29,13 +29,14 @@ import os
 import queue
 import re
 import sqlite3
+import stat
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from budget_proxy.core import book, retention
 from budget_proxy.core.audit import Posting, audit
@@ -144,6 +145,8 @@ _HELD = f"SELECT {_LEG_KEY}, value ->> 4 FROM holds, {_LEGS} ORDER BY 1, 2, 3, 4
 _POSTED = f"SELECT {_LEG_KEY}, value ->> 5 FROM entries, {_LEGS} ORDER BY 1, 2, 3, 4"  # noqa: S608
 _PASSING = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL))
 """Errors that say that another program was in the way."""
+_MAGIC = b"SQLite format 3\0"
+"""The first bytes of an SQLite file (sqlite.org/fileformat.html)."""
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 T = TypeVar("T")
 
@@ -354,8 +357,7 @@ class SqliteLedger:
     def _prepare(self, sole: bool) -> None:
         _refuse_network(self._path)
         try:
-            if self._path.is_dir():
-                raise IsADirectoryError("Is a directory")
+            self._look_from_outside()
             if sole:
                 self._instance_file = _lock_now(self._side_file(".instance"), self._path)
             self._lock_file = os.open(self._side_file(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -366,6 +368,34 @@ class SqliteLedger:
                 f"{self._path} cannot be used as a ledger: {error}. "
                 "Name a writable file on a local disk, or move this one away."
             ) from error
+
+    def _look_from_outside(self) -> None:
+        """Before anything is written, also beside it: what is there must be a file that we may
+        write to, and ours. Raises OSError, sqlite3.Error, LedgerRefusedError."""
+        if self._begins_as_it_must("r+b") and not self._side_file("-journal").exists():
+            peek = sqlite3.connect(self._uri("mode=ro&immutable=1"), uri=True)
+            with contextlib.closing(peek):
+                self._version_of(peek)
+
+    def _begins_as_it_must(self, mode: Literal["rb", "r+b"]) -> bool:
+        """Whether there is anything in the file. Raises OSError if that is no database, or none
+        that can be opened so."""
+        try:
+            kind = self._path.stat().st_mode
+        except FileNotFoundError:
+            return False
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError("Is a directory")
+        if not stat.S_ISREG(kind):
+            raise OSError("it is not a regular file")
+        with self._path.open(mode) as file:
+            head = file.read(len(_MAGIC))
+        if head and head != _MAGIC:
+            raise OSError("file is not a database")
+        return bool(head)
+
+    def _uri(self, how: str) -> str:
+        return f"file:{urllib.parse.quote(os.fsencode(self._path))}?{how}"
 
     def _side_file(self, suffix: str) -> Path:
         return self._path.with_name(self._path.name + suffix)
@@ -397,11 +427,15 @@ class SqliteLedger:
         return db
 
     def _connect_to_read(self) -> None:
-        uri = f"file:{urllib.parse.quote(os.fsencode(self._path))}?mode=ro"
         try:
+            self._begins_as_it_must("rb")
             os.close(os.open(self._path, os.O_RDONLY))  # which says why it cannot
             self._db = sqlite3.connect(
-                uri, uri=True, isolation_level=None, check_same_thread=False, timeout=LOCK_WAIT_S
+                self._uri("mode=ro"),
+                uri=True,
+                isolation_level=None,
+                check_same_thread=False,
+                timeout=LOCK_WAIT_S,
             )
             if not self._version_of(self._db):
                 raise OSError("it is empty, no proxy has used it yet")

@@ -68,7 +68,7 @@ async def prepare(connection: Connection, name: str, *, create: bool, migrate: b
     """Make sure that the tables are ours and of this version. `create`: make them if there are
     none; `migrate`: bring older ones up to date. Raises LedgerRefusedError with the remedy, and
     then nothing was written."""
-    await _must_be_primary(connection, name)
+    await _must_be_fit(connection, name)
     version = await _version(connection, name)
     if (create and not version) or (migrate and 0 < version < SCHEMA_VERSION):
         await _change(connection, name)
@@ -90,14 +90,22 @@ async def prepare(connection: Connection, name: str, *, create: bool, migrate: b
     await _must_have_rights(connection, name)
 
 
-async def _must_be_primary(connection: Connection, name: str) -> None:
+async def _must_be_fit(connection: Connection, name: str) -> None:
     cursor = await connection.execute(
-        "SELECT pg_is_in_recovery(), current_setting('transaction_read_only')"
+        "SELECT pg_is_in_recovery(), current_setting('transaction_read_only'), "
+        "current_setting('server_encoding')"
     )
-    if await cursor.fetchone() != (False, "off"):
+    is_standby, read_only, encoding = await cursor.fetchone() or (True, "on", "")
+    if is_standby or read_only != "off":
         raise LedgerRefusedError(
             f"{name}: the server is a read-only standby, or its default_transaction_read_only is "
             "on. Name the primary in the ledger's URL."
+        )
+    if encoding != "UTF8":
+        # It could not keep every payer's name, and one that it cannot keep would hold up all.
+        raise LedgerRefusedError(
+            f"{name}: the database's encoding is {encoding}, and a ledger needs UTF8. Make another "
+            "('createdb --encoding=UTF8 --template=template0 NAME') and name it in the URL."
         )
 
 

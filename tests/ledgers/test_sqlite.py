@@ -114,6 +114,10 @@ def a_link_to_itself(path: Path) -> None:
     path.symlink_to(path)
 
 
+def a_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
 REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (a_foreign_database, "is an SQLite file of something else. Name another file."),
     (a_foreign_database_without_tables, "is an SQLite file of something else"),
@@ -123,6 +127,7 @@ REFUSED: list[tuple[Callable[[Path], None], str]] = [
     (a_place_that_is_not_there, "No such file or directory"),
     (a_place_inside_a_file, "Not a directory"),
     (a_link_to_itself, "Too many levels of symbolic links"),
+    (a_pipe, "it is not a regular file"),
 ]
 
 
@@ -134,6 +139,7 @@ def test_what_is_not_a_ledger_is_refused_and_left_as_it_is(
     path.parent.mkdir()
     make(path)
     before = path.read_bytes() if path.is_file() else None
+    beside = sorted(tmp_path.rglob("*"))
     for sole in (False, True):
         with pytest.raises(LedgerRefusedError) as caught:
             SqliteLedger.open(path, sole=sole)
@@ -141,7 +147,7 @@ def test_what_is_not_a_ledger_is_refused_and_left_as_it_is(
         assert str(path) in str(caught.value)
         assert "\n" not in str(caught.value)
     assert (path.read_bytes() if path.is_file() else None) == before
-    assert not Path(f"{path}-wal").exists()
+    assert sorted(tmp_path.rglob("*")) == beside, "nothing is written beside it either"
 
 
 def test_the_root_folder_is_a_folder_like_any_other() -> None:
