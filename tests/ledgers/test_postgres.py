@@ -199,6 +199,15 @@ def a_standby_that_was_asked_for(server: PostgresServer, database: str) -> str:
     return a_standby(server, database) + "&target_session_attrs=any"
 
 
+def another_encoding(server: PostgresServer, database: str) -> str:
+    server.run(
+        f"DROP DATABASE {database}",
+        f"CREATE DATABASE {database} ENCODING LATIN1 TEMPLATE template0 "
+        "LC_COLLATE 'C' LC_CTYPE 'C'",
+    )
+    return server.url(database)
+
+
 def a_url_that_libpq_cannot_read(server: PostgresServer, database: str) -> str:
     return server.url(database) + "&hunter22=1"
 
@@ -219,6 +228,7 @@ REFUSED: list[tuple[Make, str]] = [
     (half_a_ledger, r"not those of a ledger\. Name another database"),
     (a_standby, r"session is read-only\. Remedy: .* name the primary"),
     (a_standby_that_was_asked_for, r"read-only standby, or .*Name the primary"),
+    (another_encoding, r"encoding is LATIN1, .* needs UTF8\. Make another \('createdb --encoding"),
     (a_url_that_libpq_cannot_read, r"URL is not one of PostgreSQL's; write it as in postgresql"),
 ]
 

@@ -65,6 +65,26 @@ def test_a_call_under_way_may_finish(tmp_path: Path, number: signal.Signals) -> 
     asyncio.run(story())
 
 
+def test_a_single_process_that_is_to_replace_its_workers_says_that_it_has_none(
+    tmp_path: Path,
+) -> None:
+    async def story() -> None:
+        async with (
+            Gate.standing() as gate,
+            aiohttp.ClientSession() as session,
+            serving(tmp_path, POLICY + CAP, SANDBOX=gate.url) as process,
+        ):
+            slow = asyncio.create_task(status_of(session, process.url + GEO))
+            await gate.holds()
+            process.send(signal.SIGUSR2)
+            await until(lambda: "no workers to replace" in process.err, "it says nothing")
+            gate.opened.set()
+            assert await slow == 200
+            assert await readiness(session, process) == (200, "serving")
+
+    asyncio.run(story())
+
+
 def test_whoever_has_come_before_the_end_is_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from pathlib import Path
 
+import aiohttp
+import pytest
 from harness import chat, running
+
+from budget_proxy.core.learned import Learned
 
 
 def test_a_chat_call_is_priced_held_forwarded_and_settled(tmp_path: Path) -> None:
@@ -66,5 +71,26 @@ def test_the_stages_of_a_call_are_told_in_parts_of_a_millisecond(tmp_path: Path)
             await rig.until(lambda: rig.calls)
             looks = {"price": 1, "hold": 1, "first_byte": 1, "total": 5}
             assert rig.calls[0].stages == {stage: n / 8192 for stage, n in looks.items()}
+
+    asyncio.run(story())
+
+
+def test_a_mistake_in_what_is_learned_of_a_call_leaves_it_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mistaken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Learned, "observe", mistaken)
+
+    async def story() -> None:
+        async with running(tmp_path) as rig:
+            with contextlib.suppress(aiohttp.ClientError):  # the connection is cut after the answer
+                await rig.post("/openai/v1/chat/completions", chat())
+            await rig.until(lambda: rig.calls)
+            account = await rig.account("company")
+            assert account is not None
+            assert (account.spent, account.held) == (await rig.charged_nanos(), 0)
+            assert [entry.rule for entry in await rig.entries()] == ["actual"]
 
     asyncio.run(story())

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 from fault_rounds import TIMEOUT_S, dice, rounds
-from harness import running_sandbox
+from harness import house_of, running_sandbox
 from postgres_server import PostgresServer
 from processes import (
     GEO,
@@ -32,6 +32,7 @@ from processes import (
 from budget_proxy.ledgers.flock import holder_of
 from budget_proxy.ledgers.postgres import PostgresLedger
 from budget_proxy.ledgers.sqlite import SqliteLedger
+from budget_proxy.supervisor import Supervisor
 
 RACES = int(os.environ.get("RACES", "5"))
 """How often it is tried whether a cap is a cap."""
@@ -344,6 +345,38 @@ def test_a_policy_is_in_force_in_all_workers_or_in_none(tmp_path: Path) -> None:
             assert samples['budget_proxy_policy_reloads_total{result="refused"}'] == 1
 
     asyncio.run(story())
+
+
+def test_a_policy_that_changes_while_the_workers_start_waits_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who starts has the old one, and could not be asked yet."""
+    story_of: list[str] = []
+
+    async def story() -> None:
+        begun, may_go_on = asyncio.Event(), asyncio.Event()
+
+        async def add(_supervisor: Supervisor) -> None:
+            begun.set()
+            await may_go_on.wait()
+            story_of.append("started")
+
+        monkeypatch.setattr(Supervisor, "_add", add)
+        supervisor = Supervisor(
+            tmp_path / "policy.yaml", lambda _: house_of(POLICY + cap("1 USD"), tmp_path), 2
+        )
+        starting = asyncio.create_task(supervisor.start())
+        await begun.wait()
+        reloading = asyncio.create_task(supervisor.app.reload())
+        reloading.add_done_callback(lambda _: story_of.append("reloaded"))
+        await until(lambda: supervisor._changing._waiters, "it does not wait for them")
+        may_go_on.set()
+        await starting
+        assert await reloading == []
+        await supervisor.stop(0)
+
+    asyncio.run(story())
+    assert story_of == ["started", "started", "reloaded"]
 
 
 def test_sigterm_lets_the_calls_of_every_worker_finish(tmp_path: Path) -> None:
