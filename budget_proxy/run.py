@@ -137,17 +137,26 @@ def _url(address: tuple[str, int]) -> str:
 def _signals(app: App) -> tuple[asyncio.Event, asyncio.Event]:
     """What SIGTERM and SIGINT set: the first one stops, the second one ends."""
     loop = asyncio.get_running_loop()
-    stopping, ending = asyncio.Event(), asyncio.Event()
-    reloads: set[asyncio.Task[list[str]]] = set()
+    stopping, ending, changed = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    reloading: set[asyncio.Task[None]] = set()
 
     def stop() -> None:
         (ending if stopping.is_set() else stopping).set()
 
     def reload() -> None:
-        if app.state == "serving":
-            task = loop.create_task(app.reload())
-            reloads.add(task)
-            task.add_done_callback(reloads.discard)
+        changed.set()
+        if not reloading:
+            reloading.add(loop.create_task(read_again()))
+
+    async def read_again() -> None:
+        """However often we were told meanwhile, once."""
+        try:
+            while changed.is_set() and app.state == "serving":
+                changed.clear()
+                await app.reload()
+        finally:
+            changed.clear()
+            reloading.clear()
 
     loop.add_signal_handler(signal.SIGTERM, stop)
     loop.add_signal_handler(signal.SIGINT, stop)

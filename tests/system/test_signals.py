@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import aiohttp
 import pytest
@@ -16,7 +18,9 @@ from harness import KEY, running
 from processes import CAP, GEO, POLICY, Gate, Process, run, serving, started, status_of, until
 
 from budget_proxy import listener
+from budget_proxy.app import App
 from budget_proxy.ledgers.sqlite import SqliteLedger
+from budget_proxy.run import _signals
 
 
 @pytest.fixture
@@ -61,6 +65,40 @@ def test_a_call_under_way_may_finish(tmp_path: Path, number: signal.Signals) -> 
             assert await slow == 200
             assert await process.ended() == 0
         assert accounts(tmp_path) == {"cap": ("0.005", "0")}
+
+    asyncio.run(story())
+
+
+class Readings:
+    """An application that reads its policy for as long as it is told to."""
+
+    state = "serving"
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.may_end = asyncio.Event()
+
+    async def reload(self) -> list[str]:
+        self.begun += 1
+        await self.may_end.wait()
+        return []
+
+
+def test_however_often_a_policy_is_to_be_read_again_meanwhile_it_is_once() -> None:
+    async def story() -> None:
+        app = Readings()
+        _signals(cast(App, app))
+        for _ in range(5):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await until(lambda: app.begun, "it is not read again")
+            for _ in range(3):
+                await asyncio.sleep(0)
+        app.may_end.set()
+        await until(lambda: app.begun == 2, "the later ones do not count")
+        for _ in range(3):
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGHUP)
+        await until(lambda: app.begun == 3, "and that was all")
 
     asyncio.run(story())
 
