@@ -57,7 +57,7 @@ from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.opener import open_ledger
 from budget_proxy.listener import WHOLE_BODY_TIMES, Listener, bind
 from budget_proxy.loss_file import LossFile
-from budget_proxy.metrics import Metrics
+from budget_proxy.metrics.counting import Metrics
 from budget_proxy.policy import PolicyError
 from budget_proxy.pooling import Snapshot
 from budget_proxy.proxy import Proxy

@@ -34,7 +34,7 @@ from budget_proxy.core.tariff import Tariff
 from budget_proxy.core.topup import NoSuchTopUpError, NotNowError, TopUpAnswer
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers import LedgerDownError
-from budget_proxy.metrics import Metrics
+from budget_proxy.metrics.counting import Metrics
 from budget_proxy.watch import BalanceView
 
 TOKEN = "admin-token-canary"

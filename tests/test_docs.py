@@ -34,7 +34,7 @@ from budget_proxy.core.budget import Budget
 from budget_proxy.core.refusal import REASONS
 from budget_proxy.core.tariff import Route
 from budget_proxy.core.topup import Plan
-from budget_proxy.metrics import FAMILIES
+from budget_proxy.metrics.families import FAMILIES
 from budget_proxy.policy import check, load
 from budget_proxy.policy.entry import Entry
 from budget_proxy.policy.model import PolicyEntry

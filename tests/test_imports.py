@@ -18,7 +18,7 @@ PACKAGE = ROOT / "budget_proxy"
 ROOMS = {
     "aiohttp": ("listener", "upstream", "admin", "app", "control_client", "sandbox."),
     "yarl": ("upstream", "control_client"),
-    "prometheus_client": ("metrics",),
+    "prometheus_client": ("metrics.",),
     "yaml": ("policy.nodes",),
     "pydantic": ("policy.",),
     "pydantic_core": ("policy.",),
@@ -52,7 +52,7 @@ HTTP_ROOMS = ("listener", "upstream", "admin", "control_client", "sandbox.")
 WIRING = {
     "listener": ("app", "run"),
     "admin": ("app",),
-    "metrics": ("app",),
+    "metrics.counting": ("app",),
     "call_log": ("app", "run", "worker"),
     "app": ("run", "supervisor", "worker"),
     "run": ("__main__", "worker"),

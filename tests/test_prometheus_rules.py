@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from budget_proxy.core.alert import CONDITIONS
-from budget_proxy.metrics import FAMILIES
+from budget_proxy.metrics.families import FAMILIES
 
 ROOT = Path(__file__).resolve().parent.parent
 RULES = ROOT / "policies" / "prometheus" / "budget-proxy.rules.yaml"

@@ -28,7 +28,8 @@ LONG_FUNCTIONS: dict[str, int] = {}
 
 FLOATS = {
     "arrival.py": "seconds a caller will wait",
-    "metrics.py": "Prometheus has nothing else; figures leave here and never come back",
+    "metrics/asked.py": "Prometheus has nothing else; figures leave here and never come back",
+    "metrics/text.py": "how much an Accept header likes something",
     "opening.py": "the instant a window began",
     "policy/values.py": "durations",
     "sandbox/balances.py": "some providers write their figures as JSON numbers",
@@ -42,7 +43,9 @@ DIVISIONS = {
     "core/history.py": "seconds as minutes",
     "core/runway.py": "forecasts: rates and durations, of which no amount is made",
     "ledgers/patience.py": "seconds",
-    "metrics.py": "Prometheus wants whole units",
+    "metrics/accounts.py": "Prometheus wants whole units",
+    "metrics/asked.py": "of ceilings in thousandths",
+    "metrics/counting.py": "Prometheus wants whole units",
     "policy/providers.py": "paths of files",
     "policy/tariffs.py": "paths of files",
     "report.py": "of Decimals, for a bar twenty characters wide",
