@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
@@ -35,10 +36,10 @@ class Written(GaugeMetricFamily):
         self.lines.append(f"{self.name}{{{pairs}}} {value!r}\n")
 
 
+@lru_cache(maxsize=4096)
 def escaped(value: str) -> str:
-    """A label value as it is written between quotes."""
-    if value.isalnum() and value.isascii():
-        return value
+    """A label value as it is written between quotes. Scrapes ask for the same ones over and over,
+    and each for the same account several times."""
     return clean(value).replace("\\", "\\\\").replace("\n", "\\n").replace('"', '\\"')
 
 

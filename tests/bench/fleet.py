@@ -30,13 +30,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bench import KEY, POLICY, cpu_s, free_port, process
 from wire import chat_request, closed_loop, quantile
 
+from budget_proxy.burn import Burn
+from budget_proxy.catalogue import Catalogue
 from budget_proxy.core.book import Held, Hold, Leg, Settle
+from budget_proxy.core.history import GAP_S, HOUR_S
 from budget_proxy.core.ids import make_id
+from budget_proxy.core.money import NANOS
 from budget_proxy.core.window import Span
 from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.opener import create, open_ledger
 from budget_proxy.ledgers.sqlite import SqliteLedger
+from budget_proxy.policy import load
 
 if TYPE_CHECKING:
     from postgres_server import PostgresServer
@@ -327,19 +332,39 @@ async def _filled(path: Path, calls: int, accounts: int) -> None:
     """A ledger with so many settled calls in so many accounts."""
     rng = random.Random(1)
     ledger = SqliteLedger.open(path)
+    await _settle(ledger, calls, accounts, rng)
+    await ledger.close()
+
+
+async def _settle(
+    ledger: SqliteLedger, calls: int, accounts: int, rng: random.Random, cost: int = 50
+) -> None:
     for start in range(0, calls, 500):
         batch: list[Hold | Settle] = []
         for number in range(start, min(calls, start + 500)):
             name = make_id(time.time(), rng.getrandbits(80))
             payer = f"payer-{number % accounts}"
-            legs = (Leg("each", payer, "USD", TOTAL, 10**15, 100),)
+            legs = (Leg("each", payer, "USD", TOTAL, 10**15, 2 * cost),)
             batch += [
                 Hold(name, "bench", legs, 600.0, fresh=True),
-                Settle(name, {"USD": 50}, "actual"),
+                Settle(name, {"USD": cost}, "actual"),
             ]
         await ledger.commit(batch)
         if sys.stderr.isatty() and start % 50_000 == 0:
             print(f"\r{start:,} of {calls:,} calls", end="", file=sys.stderr, flush=True)
+
+
+async def _spent_from(path: Path, accounts: int) -> None:
+    """A ledger with so many accounts, all of them spent from for hours and watched meanwhile."""
+    rng, now_s = random.Random(3), time.time() - 3 * HOUR_S
+    house = load(path.with_name("policy.yaml"), environment=os.environ, prices=Catalogue)
+    ledger = SqliteLedger.open(path, clock=lambda: now_s)
+    burn = Burn(ledger, lambda: house, max_lines=2 * accounts)
+    while now_s < time.time():
+        await _settle(ledger, accounts, accounts, rng, 5000 * NANOS)
+        await burn.sample()
+        now_s += GAP_S
+    await burn.close()
     await ledger.close()
 
 
@@ -383,11 +408,11 @@ def large(rounds: int, _seconds: float) -> dict[str, object]:
 
 
 def scrape(rounds: int, _seconds: float) -> dict[str, object]:
-    """One scrape of a proxy with a thousand accounts, nothing else going on."""
+    """One scrape of a proxy with a thousand accounts and their runways, nothing else going on."""
     taken: dict[str, object] = {}
 
     def fill(ledger: Path) -> None:
-        asyncio.run(_filled(ledger, 1000, 1000))
+        asyncio.run(_spent_from(ledger, 1000))
 
     for workers in (1, 2):
         with fleet(workers, fill) as proxy:
@@ -401,10 +426,12 @@ def scrape(rounds: int, _seconds: float) -> dict[str, object]:
                 used.append((cpu_s(proxy.pid) - before_s) * 1e3)
             shown = text.count(b"budget_proxy_account_spent{")
             assert shown == 1000, f"{shown} accounts"
+            runways = text.count(b'budget_proxy_runway_seconds{subject="budget"')
+            assert runways >= 900, f"{runways} runways"
         name = f"with {workers} worker{'s' * (workers > 1)}"
         taken[f"ms {name} (aim < 50)"] = round(statistics.median(took), 1)
         taken[f"ms of the processor {name}"] = round(statistics.median(used), 1)
-    return taken | {"KiB": round(len(text) / 1024)}
+    return taken | {"samples of runways": runways, "KiB": round(len(text) / 1024)}
 
 
 BENCHES = {"workers": workers, "commits": commits, "end": end, "scrape": scrape, "large": large}
