@@ -36,6 +36,9 @@ from budget_proxy.supervisor import Supervisor
 
 RACES = int(os.environ.get("RACES", "5"))
 """How often it is tried whether a cap is a cap."""
+REFUSED = {402, 429, 503}
+"""429: what others held would have been too much, and was then spent. 503: the machine had
+something else to do for longer than a call waits for its hold."""
 PLACES = 1000 if "RACES" in os.environ else 200
 """For how many calls the budget of two machines is, in each race: eight times as many come."""
 
@@ -142,9 +145,7 @@ def test_of_eight_thousand_attempts_on_a_budget_for_a_thousand_a_thousand_pass(
             fleet(tmp_path, POLICY + cap("5 USD"), 4, SANDBOX=sandbox) as process,
         ):
             found = await race(process.url, 8000, 100)
-            # 429: what others held would have been too much, and was then spent. 503: the machine
-            # had something else to do for longer than a call waits for its hold.
-            assert found.keys() <= {200, 402, 429, 503}, found
+            assert found.keys() <= REFUSED | {200}, found
             assert found[200] == 1000
             assert await charged(sandbox) == await at_rest(tmp_path) == 1000 * PRICE
             assert (await scraped(process))[SERVED] == 1000
@@ -184,8 +185,8 @@ def test_two_machines_with_four_workers_each_let_no_more_pass_than_the_budget_is
             for again in range(1, RACES + 1):
                 races = (race(machine.url, 4 * PLACES, 50) for machine in (first, second))
                 found = sum(await asyncio.gather(*races), Counter[int]())
+                assert found.keys() <= REFUSED | {200}, found
                 assert found[200] == PLACES
-                assert found[402] + found[429] == 7 * PLACES
                 assert await charged(sandbox) == again * budget
                 while (figures := await booked_in(url)) != (budget, 0):
                     assert sum(figures) == budget, "the last ones are being settled"
