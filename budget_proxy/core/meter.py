@@ -14,10 +14,12 @@ from typing import Any, Protocol
 
 import msgspec
 
+from budget_proxy.core.doubt import says_more, tells_nothing
 from budget_proxy.core.headers import Index
 from budget_proxy.core.tariff import (
     MAX_QUANTITY,
     BadQuantityError,
+    Combined,
     Document,
     Place,
     Route,
@@ -159,11 +161,14 @@ class BodyMeter:
         if self._readable:
             decoded = _usage_at_end(body) if self._cut else _json(body)
         self.figures = figures = Figures(why_not="unreadable")
+        route, document = self._route, Document(decoded, headers=self._headers)
         try:
-            _read(self._route, Document(decoded, headers=self._headers), figures)
+            _read(route, document, figures)
         except BadQuantityError:
             return b""
-        figures.final = self._route.needed <= figures.quantities.keys()
+        figures.final = route.needed <= figures.quantities.keys() and not (
+            tells_nothing(route, figures.quantities) and says_more(route, document)
+        )
         return b""
 
 
@@ -196,7 +201,9 @@ def _usage_at_end(tail: bytes) -> Any:
 
 
 class EventMeter:
-    """Reads server-sent events: of each quantity the last figure, final when the tariff says."""
+    """Reads server-sent events: of each quantity the last figure (they grow, so that a later zero
+    is none), final when the tariff says. Figures that are all nothing are so at the end only, if
+    nothing speaks against them."""
 
     @property
     def edits(self) -> bool:
@@ -214,6 +221,8 @@ class EventMeter:
         self._too_long = False
         self._seen: dict[str, Any] = {}
         self._damaged = False
+        self._nothing = False
+        """Whether the event came that makes figures final, and they were all nothing."""
         self.figures = Figures(why_not="cut")
 
     def feed(self, chunk: bytes) -> bytes:
@@ -281,7 +290,17 @@ class EventMeter:
         rest = b"".join(self._rest)
         self._rest, self._rest_size = [], 0
         passed = self._passed(rest) if rest else b""
+        if self._nothing and not self._damaged and not self.figures.final:
+            self._doubt()
         return b"" if self._drop is None else passed
+
+    def _doubt(self) -> None:
+        """Believe figures that are all nothing, unless the answer itself says otherwise."""
+        route, figures = self._route, self.figures
+        figures.final = tells_nothing(route, figures.quantities) and not (
+            figures.delivered_bytes or says_more(route, Document(self._seen))
+        )
+        figures.why_not = "unreadable"
 
     def _is_ours(self, event: bytes) -> bool:
         """Take note of an event; whether it is the one to drop."""
@@ -296,7 +315,9 @@ class EventMeter:
             figures.delivered_bytes += _delivered(streaming.delivered, document)
         ours = self._drop is not None and self._drop.holds(document)
         if not figures.final and (ours if self._drops_last else streaming.final.holds(document)):
-            figures.final = not self._damaged and self._route.needed <= figures.quantities.keys()
+            known = not self._damaged and self._route.needed <= figures.quantities.keys()
+            self._nothing = known and tells_nothing(self._route, figures.quantities)
+            figures.final = known and not self._nothing
         return ours
 
     def _remember(self, event: dict[str, Any]) -> bool:
@@ -340,12 +361,15 @@ def _event_data(event: bytes) -> dict[str, Any] | None:
     return decoded if type(decoded) is dict else None
 
 
+_NO_TEXT = frozenset(("type", "role", "stop_reason"))
+
+
 def _delivered(place: Place, document: Document) -> int:
-    """The size of the text an event carries, the names of its kinds left out."""
+    """The size of the text an event carries, the names of its kind, role and end left out."""
     size = 0
     for value in place.values(document):
         if type(value) is dict:
-            size += sum([text_bytes(value[name]) for name in value if name != "type"])
+            size += sum([text_bytes(value[name]) for name in value if name not in _NO_TEXT])
         else:
             size += text_bytes(value)
     return size
@@ -363,7 +387,8 @@ def _read(route: Route, document: Document, figures: Figures) -> None:
             _read_one(name, source, document, figures)
             continue
         figure = found[first]
-        if figure is not None:
+        # A zero tells nothing new of what earlier events counted.
+        if figure or (figure is not None and not figures.quantities.get(name)):
             for at in less:
                 figure -= found[at] or 0
             figures.quantities[name] = max(0, figure)
@@ -390,4 +415,14 @@ def _read_one(name: str, source: Source, document: Document, figures: Figures) -
     if figure is not None:
         if figure > MAX_QUANTITY:
             raise BadQuantityError(name, f"is above {MAX_QUANTITY}")
-        figures.quantities[name] = figure
+        if figure or not figures.quantities.get(name) or _is_rest(source, document):
+            figures.quantities[name] = figure
+
+
+def _is_rest(source: Source, document: Document) -> bool:
+    """Whether a zero is what others leave of a figure that is none."""
+    return (
+        isinstance(source, Combined)
+        and source.how == "minus"
+        and bool(source.parts[0].read(document))
+    )

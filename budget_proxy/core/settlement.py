@@ -15,6 +15,7 @@ the tariff says is surely not billed. What is not known is charged at the hold.
 | a byte may have left, no answer came                     | hold_no_answer | the hold      |
 | the answer was cut                                       | hold_cut       | the hold      |
 | a whole answer without (readable) usage                  | hold_no_usage  | the hold      |
+| zeros for usage, but text or a total above zero          | hold_no_usage  | the hold      |
 | nobody ended it (crash, deadline)                        | owner_dead ... | the hold      |
 """
 
@@ -122,18 +123,20 @@ def _final_rates(
 
 def _partial(route: Route, estimate: Estimate, figures: Figures) -> Settlement:
     """The larger of what the upstream told and the input ceiling with what it delivered. While it
-    told nothing, what was held for the input stays: it may be of the dearest kind."""
+    told nothing, or zeros alone, what was held for the input stays: it may be of the dearest
+    kind."""
     quantities = dict(estimate.quantities)
-    quantities.update((name, n) for name, n in figures.quantities.items() if name != OUTPUT)
+    told = figures.quantities if any(figures.quantities.values()) else {}
+    quantities.update((name, n) for name, n in told.items() if name != OUTPUT)
     if OUTPUT in quantities:
         seen = ceil_div(figures.delivered_bytes * PARTIAL_MARGIN_PERMILLE, 1000)
-        known = figures.quantities.get(OUTPUT, 0)
+        known = told.get(OUTPUT, 0)
         quantities[OUTPUT] = min(max(seen, known), max(quantities[OUTPUT], known))
     if estimate.rates is None:
         charge = estimate.amounts[route.currency]
         return Settlement("partial", amounts_of(route, quantities, charge), quantities)
     cost = cost_of(route, quantities, estimate.rates)
-    if not figures.quantities:
+    if not told:
         spared = cost_of(route, estimate.quantities, estimate.rates) - cost
         cost = estimate.amounts[route.currency] - spared
     cost = min(cost, MAX_AMOUNT)

@@ -42,6 +42,7 @@ CHAT = route_of(shipped("openai"), "chat")
 RESPONSES = route_of(shipped("openai"), "responses")
 EMBEDDINGS = route_of(shipped("openai"), "embeddings")
 MESSAGES = route_of(shipped("anthropic"), "messages")
+DEEPSEEK = route_of(shipped("deepseek"), "chat")
 SSE = "text/event-stream"
 
 USAGE = {
@@ -405,7 +406,7 @@ def test_of_an_endless_answer_little_is_kept() -> None:
         (RESPONSES, response_events(), RESPONSE_FIGURES, "gpt-6-sol", 5),
         (RESPONSES, response_events("response.incomplete"), RESPONSE_FIGURES, "gpt-6-sol", 5),
         (RESPONSES, response_events("response.failed"), RESPONSE_FIGURES, "gpt-6-sol", 5),
-        (MESSAGES, MESSAGE_EVENTS, MESSAGE_FIGURES, "claude-opus-4-8", 5 + len("end_turn")),
+        (MESSAGES, MESSAGE_EVENTS, MESSAGE_FIGURES, "claude-opus-4-8", 5),
     ],
 )
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
@@ -565,6 +566,173 @@ def test_what_one_event_leaves_out_another_told() -> None:
         "cache_write_1h_tokens": 500,
         "output_tokens": 9,
     }
+
+
+# -- zeros ---------------------------------------------------------------------------------------
+
+NO_CHAT = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
+NO_MESSAGE = {"input_tokens": 0, "output_tokens": 0}
+SAYING = {"role": "assistant", "content": "hello"}
+CALLING = {"content": None, "tool_calls": [{"id": "c", "function": {"name": "f"}}]}
+BLANK = {"role": "assistant", "content": ""}
+
+
+def saying(message: dict[str, Any], **usage: Any) -> dict[str, Any]:
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return {"object": "chat.completion", "choices": [choice], "usage": NO_CHAT | usage}
+
+
+@pytest.mark.parametrize(
+    ("route", "answer", "believed"),
+    [
+        (CHAT, saying(BLANK, total_tokens=1050), False),
+        (CHAT, saying(BLANK, total_tokens=1050.0), False),
+        (CHAT, saying(SAYING), False),
+        (CHAT, saying({"content": [{"type": "text", "text": "hello"}]}), False),
+        (CHAT, saying(CALLING), False),
+        (CHAT, saying({"content": "", "reasoning_content": "hm"}), False),
+        (DEEPSEEK, saying(SAYING), False),
+        (DEEPSEEK, saying(BLANK, prompt_cache_hit_tokens=0, total_tokens=9), False),
+        (RESPONSES, {"output": [], "usage": NO_MESSAGE | {"total_tokens": 7}}, False),
+        (
+            RESPONSES,
+            {"output": [{"content": [{"type": "output_text", "text": "x"}]}], "usage": NO_MESSAGE},
+            False,
+        ),
+        (RESPONSES, {"output": [{"arguments": "{}"}], "usage": NO_MESSAGE}, False),
+        (MESSAGES, {"content": [{"type": "text", "text": "x"}], "usage": NO_MESSAGE}, False),
+        (MESSAGES, {"content": [{"type": "tool_use", "name": "f"}], "usage": NO_MESSAGE}, False),
+        (EMBEDDINGS, {"data": [1], "usage": {"prompt_tokens": 0, "total_tokens": 8}}, False),
+        # What nothing speaks against is free.
+        (CHAT, saying(BLANK), True),
+        (CHAT, saying(BLANK, total_tokens="?"), True),
+        (CHAT, {"error": {"message": "no"}, "usage": NO_CHAT}, True),
+        (MESSAGES, {"content": [], "usage": NO_MESSAGE}, True),
+        (RESPONSES, {"output": [], "max_output_tokens": 9, "usage": NO_MESSAGE}, True),
+        (EMBEDDINGS, {"data": ["x"], "usage": {"prompt_tokens": 0, "total_tokens": 0}}, True),
+        # So is what counts at least something.
+        (EMBEDDINGS, {"data": ["x"], "usage": {"prompt_tokens": 8, "total_tokens": 9}}, True),
+        (CHAT, saying(SAYING, prompt_tokens=1), True),
+        (CHAT, saying(SAYING, prompt_tokens_details={"cached_tokens": 5}), True),
+        (MESSAGES, {"content": [], "usage": NO_MESSAGE | {"cache_read_input_tokens": 9}}, True),
+    ],
+)
+def test_zeros_are_no_usage_where_the_answer_itself_says_more(
+    route: Route, answer: dict[str, Any], believed: bool
+) -> None:
+    found = read(meter(route), json.dumps(answer).encode())[1]
+    assert (found.final, found.why_not) == (believed, "unreadable")
+
+
+def test_of_a_long_answer_zeros_beside_a_total_are_no_usage() -> None:
+    for total, final in ((8, False), (0, True)):
+        end = f'"usage": {{"prompt_tokens": 0, "total_tokens": {total}}}'
+        data = vectors(meters.MAX_ANSWER, end)
+        assert read(meter(EMBEDDINGS), *in_pieces(data))[1].final is final
+
+
+def begun(**usage: int) -> dict[str, Any]:
+    return {"type": "message_start", "message": {"model": "m", "usage": NO_MESSAGE | usage}}
+
+
+def goes_on(**usage: int) -> dict[str, Any]:
+    return {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}
+
+
+STOP = {"type": "message_stop"}
+
+
+def last(**usage: Any) -> dict[str, Any]:
+    return {"choices": [], "usage": NO_CHAT | usage}
+
+
+def ended(**usage: int) -> dict[str, Any]:
+    return {"type": "response.completed", "response": {"usage": NO_MESSAGE | usage}}
+
+
+@pytest.mark.parametrize(
+    ("route", "events", "figures"),
+    [
+        # A gateway that tells the input once, at either end.
+        (MESSAGES, [begun(input_tokens=25), goes_on(input_tokens=0, output_tokens=9), STOP],
+         {"input_tokens": 25, "output_tokens": 9}),
+        (MESSAGES, [begun(), goes_on(input_tokens=25, output_tokens=9), STOP],
+         {"input_tokens": 25, "output_tokens": 9}),
+        (MESSAGES, [begun(input_tokens=25), goes_on(output_tokens=9), goes_on(output_tokens=0),
+                    STOP],
+         {"input_tokens": 25, "output_tokens": 9}),
+        (MESSAGES, [begun(cache_read_input_tokens=7, input_tokens=25, output_tokens=1),
+                    goes_on(input_tokens=0, cache_read_input_tokens=0, output_tokens=0), STOP],
+         {"input_tokens": 25, "cached_tokens": 7, "output_tokens": 1}),
+        (MESSAGES, [begun(cache_creation_input_tokens=7), goes_on(cache_creation_input_tokens=0),
+                    STOP],
+         {"input_tokens": 0, "cache_write_tokens": 7, "output_tokens": 0}),
+        # A figure that falls, but not to zero, is corrected.
+        (MESSAGES, [begun(input_tokens=25), goes_on(input_tokens=24, output_tokens=9), STOP],
+         {"input_tokens": 24, "output_tokens": 9}),
+        (DEEPSEEK, [chunk("x", usage=NO_CHAT | {"prompt_tokens": 8, "completion_tokens": 1}),
+                    last()],
+         {"input_tokens": 8, "output_tokens": 1}),
+        (DEEPSEEK, [chunk("x", usage=NO_CHAT), last(prompt_tokens=8, completion_tokens=1)],
+         {"input_tokens": 8, "output_tokens": 1}),
+        # All of the input turns out to be cached: a zero that is what is left of a figure.
+        (DEEPSEEK, [chunk("x", usage=NO_CHAT | {"prompt_tokens": 8}),
+                    last(prompt_tokens=8, prompt_cache_hit_tokens=8, completion_tokens=1)],
+         {"input_tokens": 0, "cached_tokens": 8, "output_tokens": 1}),
+        (CHAT, [chunk("x"), last(prompt_tokens=8, completion_tokens=1), last(), DONE],
+         {"input_tokens": 8, "output_tokens": 1}),
+        (RESPONSES, [{"type": "response.created", "response": {"usage": NO_MESSAGE}},
+                     ended(input_tokens=8, output_tokens=3)],
+         {"input_tokens": 8, "output_tokens": 3}),
+        (RESPONSES, [ended(input_tokens=8, output_tokens=3), ended()],
+         {"input_tokens": 8, "output_tokens": 3}),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("in_one_walk", [True, False])
+def test_a_later_zero_erases_no_figure(
+    route: Route, events: list[Any], figures: dict[str, int], in_one_walk: bool
+) -> None:
+    if not in_one_walk:
+        route = dataclasses.replace(route)
+        object.__setattr__(route, "sheet", None)
+    found = read(meter(route, SSE), sse(*events))[1]
+    assert found.final
+    told = {name: n for name, n in found.quantities.items() if n or name in figures}
+    assert told == figures
+
+
+ROLE = {"choices": [{"delta": BLANK}], "usage": None}
+
+
+@pytest.mark.parametrize(
+    ("route", "events", "believed"),
+    [
+        (CHAT, [ROLE, last(), DONE], True),
+        (CHAT, [ROLE, chunk("hello"), last(), DONE], False),
+        (CHAT, [ROLE, last(total_tokens=5), DONE], False),
+        (DEEPSEEK, [chunk("", usage=NO_CHAT), chunk("hello", usage=NO_CHAT)], False),
+        (DEEPSEEK, [chunk("", usage=NO_CHAT)], True),
+        (RESPONSES, [ended()], True),
+        (RESPONSES, [ended(total_tokens=7)], False),
+        (RESPONSES, [{"type": "response.output_text.delta", "delta": "hello"}, ended()], False),
+        (MESSAGES, [begun(), goes_on(output_tokens=0), STOP], True),
+        (MESSAGES, [begun(), DELTA, goes_on(output_tokens=0), STOP], False),
+        (MESSAGES, [begun(), goes_on(total_tokens=9), STOP], False),
+    ],
+)
+def test_a_stream_of_zeros_is_believed_at_its_end_unless_it_says_more(
+    route: Route, events: list[Any], believed: bool
+) -> None:
+    stream = meter(route, SSE)
+    stream.feed(sse(*events))
+    assert not stream.figures.final
+    stream.close()
+    assert stream.figures.final is believed
+
+
+def test_damaged_figures_of_nothing_are_not_believed() -> None:
+    events = [last(), last(prompt_tokens=-1)]
+    assert not read(meter(CHAT, SSE), sse(*events))[1].final
 
 
 def test_ends_of_lines_may_be_mixed() -> None:

@@ -148,6 +148,11 @@ TABLE = {
     "we left, it stops, nothing told": Row(
         Course(True, 200, False, True, Figures(why_not="cut")), "partial", 100 * 10, STOPS
     ),
+    "we left, it stops, zeros told": Row(
+        Course(True, 200, False, True, Figures({IN: 0, OUTPUT: 0}, why_not="cut",
+                                               delivered_bytes=10)),
+        "partial", 100 * 10 + 12 * 100, STOPS
+    ),
     "we left, it stops, not to be read": Row(
         Course(True, 200, False, True, UNREADABLE), "hold_cut", HOLD, STOPS
     ),

@@ -199,6 +199,8 @@ ROWS = [
     Row("no body", answering(http()), "hold_no_usage", ALL),
     Row("not JSON", answering(http(body=b"<html>")), "hold_no_usage", ALL),
     Row("usage is text", answering(http(body=b'{"used": "3"}')), "hold_no_usage", ALL),
+    Row("zero beside a total", answering(http(body=b'{"used": 0, "total_tokens": 3}')),
+        "hold_no_usage", ALL),
     Row("usage is negative", answering(http(body=b'{"used": -3}')), "hold_no_usage", ALL),
     Row("204", answering(b"HTTP/1.1 204 No\r\n\r\n"), "hold_no_usage", ALL, 204),
     Row("304", answering(b"HTTP/1.1 304 Same\r\n\r\n"), "hold_no_usage", ALL, 304),
