@@ -137,7 +137,9 @@ class Admission:
         else:
             if outcome is LEDGER_DOWN and self._fail_open is not None:
                 passed = await self._fail_open.lets_pass(request.hold, self._binding.budgets)
-                return passed or LEDGER_DOWN, 0.0
+                if isinstance(passed, Held):
+                    return passed, 0.0
+                return replace(LEDGER_DOWN, barred=passed), 0.0
             return outcome, 0.0
         decision = self._decide(outcome, request, self._clock())
         if isinstance(decision, Refusal):

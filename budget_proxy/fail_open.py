@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from budget_proxy.core.book import Held, Hold, Outcome, Release, Settle
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.events import Event, FailedOpen
 from budget_proxy.core.loss import draws_of
+from budget_proxy.core.refusal import Barred
 from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.threads import answered
@@ -35,6 +36,7 @@ ANSWER_S = 0.09
 RETRY_S = 0.1
 BOOK_S = 10.0
 """How long a start waits until what others let through is booked; it lands all the same."""
+_UNWRITTEN = Barred("unwritten")
 T = TypeVar("T")
 
 
@@ -48,7 +50,7 @@ class _Ours:
 @dataclass(slots=True, eq=False)
 class _Asking:
     wanted: Wanted
-    answer: asyncio.Future[bool]
+    answer: asyncio.Future[Barred | None]
 
 
 class FailOpen:
@@ -65,25 +67,25 @@ class FailOpen:
         self._ours: dict[str, _Ours] = {}
         self._failing = False
 
-    async def lets_pass(self, hold: Hold, budgets: Mapping[str, Budget]) -> Held | None:
-        """The call may pass, and is on the disk; None where it may not."""
+    async def lets_pass(self, hold: Hold, budgets: Mapping[str, Budget]) -> Held | Barred:
+        """The call may pass, and is on the disk; or why it may not."""
         draws = draws_of(hold.legs, budgets)
-        if draws is None:
-            return None
+        if isinstance(draws, Barred):
+            return draws
         passing = _to_book(hold)
         asking = _Asking(Wanted(passing, draws), self._loop.create_future())
         self._asking.append(asking)
         self._go_on()
         try:
             async with asyncio.timeout(ANSWER_S):
-                passes = await asyncio.shield(asking.answer)
+                barred = await asyncio.shield(asking.answer)
         except (TimeoutError, asyncio.CancelledError) as error:
             self._nobody_waits(asking)
             if isinstance(error, asyncio.CancelledError):
                 raise
-            return None
-        if not passes:
-            return None
+            return _UNWRITTEN
+        if barred is not None:
+            return barred
         self._ours[passing.id] = _Ours()
         self._ledger.land(passing).add_done_callback(lambda done: self._held(passing.id, done))
         for (budget, payer, unit), amount, _ in draws:
@@ -134,8 +136,8 @@ class FailOpen:
             asking.answer.cancel()
             return
 
-        def take_back(done: asyncio.Future[bool]) -> None:
-            if not done.cancelled() and done.result():
+        def take_back(done: asyncio.Future[Barred | None]) -> None:
+            if not done.cancelled() and done.result() is None:
                 self._note(Record(booked=asking.wanted.hold.id))
 
         asking.answer.add_done_callback(take_back)
@@ -171,7 +173,7 @@ class FailOpen:
                 except OSError as error:
                     self._notes[:0] = notes
                     self._say(error)
-                    _answer(asking, [False] * len(asking))
+                    _answer(asking, [_UNWRITTEN] * len(asking))
                     await asyncio.sleep(RETRY_S if self._notes else 0)
                 else:
                     self._failing = False
@@ -179,7 +181,9 @@ class FailOpen:
         finally:
             self._writer = None
 
-    def _writing(self, wanted: list[Wanted], notes: list[Record]) -> Callable[[], list[bool]]:
+    def _writing(
+        self, wanted: list[Wanted], notes: list[Record]
+    ) -> Callable[[], list[Barred | None]]:
         return lambda: self._file.write(wanted, notes)
 
     def _say(self, error: OSError) -> None:
@@ -215,7 +219,7 @@ def _end(operation: Settle | Release) -> Record:
     return Record(release=operation)
 
 
-def _answer(asking: list[_Asking], answers: list[bool]) -> None:
-    for one, passes in zip(asking, answers, strict=True):
+def _answer(asking: list[_Asking], answers: Sequence[Barred | None]) -> None:
+    for one, barred in zip(asking, answers, strict=True):
         if not one.answer.done():
-            one.answer.set_result(passes)
+            one.answer.set_result(barred)

@@ -27,7 +27,8 @@ from typing import NamedTuple
 import msgspec
 
 from budget_proxy.core.book import Hold, Release, Settle
-from budget_proxy.core.loss import Draw, Purse, fits, purse_of
+from budget_proxy.core.loss import Draw, Purse, purse_of, used_up
+from budget_proxy.core.refusal import Barred
 
 LOCK_WAIT_S = 0.05
 """How long to wait for another worker's append."""
@@ -118,17 +119,19 @@ class LossFile:
         self._handle: int | None = None
         self._read = _Read()
 
-    def write(self, wanted: Sequence[Wanted], records: Sequence[Record] = ()) -> list[bool]:
-        """Add the records, and each wanted call that has room; whether it had. On the disk when
-        this returns."""
+    def write(
+        self, wanted: Sequence[Wanted], records: Sequence[Record] = ()
+    ) -> list[Barred | None]:
+        """Add the records, and each wanted call that has room; None: it had, else what is used up.
+        On the disk when this returns."""
         with self._locked() as handle:
             for record in records:
                 self._read.take(record)
             lines = list(map(_line, records))
             answers = []
             for one in wanted:
-                answers.append(fits(one.draws, self._read.let_through))
-                if answers[-1]:
+                answers.append(used_up(one.draws, self._read.let_through))
+                if answers[-1] is None:
                     record = Record(hold=one.hold)
                     self._read.take(record)
                     lines.append(_line(record))

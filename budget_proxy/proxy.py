@@ -438,7 +438,7 @@ class Proxy:
             method=call.method,
         )
         trail.status = answer.status
-        if refusal.shortfalls:
+        if refusal.shortfalls or refusal.barred:
             trail.told = answer.text
         trail.bytes_out = len(answer.body)
         trail.started = True

@@ -60,7 +60,7 @@ def _of_budget(budget: Budget) -> Iterator[Series]:
     if budget.on_shortfall == "report":
         yield "budget_proxy_reported_total", (budget.name,)
         return
-    for reason in _reasons(budget):
+    for reason in (*_reasons(budget), Reason.LEDGER_DOWN):
         yield "budget_proxy_refusals_total", (budget.name, reason)
     if budget.on_shortfall == "wait":
         for how in _HOWS:

@@ -15,6 +15,7 @@ import pytest
 from budget_proxy import loss_file
 from budget_proxy.core.book import Hold, Leg, Release, Settle
 from budget_proxy.core.loss import Draw
+from budget_proxy.core.refusal import Barred
 from budget_proxy.core.window import Span
 from budget_proxy.loss_file import LossFile, LossFileError, Record, Wanted
 
@@ -29,7 +30,7 @@ def wanted(name: str, amount: int = 10, allowance: int = ALLOWANCE) -> Wanted:
 
 
 def passes(file: LossFile, name: str, amount: int = 10) -> bool:
-    return file.write([wanted(name, amount)])[0]
+    return file.write([wanted(name, amount)]) == [None]
 
 
 def settled(name: str, amount: int) -> Record:
@@ -52,7 +53,7 @@ def test_calls_pass_up_to_the_allowance(path: Path) -> None:
 def test_several_at_once_are_judged_one_after_the_other(path: Path) -> None:
     file = LossFile(path)
     answers = file.write([wanted("1", 30), wanted("2", 30), wanted("3", 20)])
-    assert answers == [True, False, True]
+    assert answers == [None, Barred("used_up", *PURSE, ALLOWANCE, 30, 30), None]
     file.close()
 
 
@@ -124,7 +125,7 @@ def compete(path: Path, name: str, results: Any) -> None:
         call = wanted(f"{name}-{number}", 1, 70)
         while True:
             try:
-                if file.write([call])[0]:
+                if file.write([call]) == [None]:
                     passed.append(call.hold.id)
                 break
             except LossFileError:  # the other one was quicker for a while

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from budget_proxy.core.book import FROM_LEDGER, Leg
 from budget_proxy.core.budget import Budget
+from budget_proxy.core.refusal import Barred
 
 Purse = tuple[str, str, str]
 """A budget, a payer and a unit: the account without its window."""
@@ -28,21 +29,22 @@ class Draw(NamedTuple):
     allowance: int
 
 
-def draws_of(legs: Iterable[Leg], budgets: Mapping[str, Budget]) -> tuple[Draw, ...] | None:
-    """The allowances that a call takes from; None where it may not pass, whatever is left."""
+def draws_of(legs: Iterable[Leg], budgets: Mapping[str, Budget]) -> tuple[Draw, ...] | Barred:
+    """The allowances that a call takes from; or why it may not pass, whatever is left."""
     draws = []
     for leg in legs:
         if not leg.enforced:
             continue
-        if leg.limit != FROM_LEDGER and leg.amount > leg.limit - leg.reserve:
-            return None
+        most = leg.limit - leg.reserve
+        if leg.limit != FROM_LEDGER and leg.amount > most:
+            return Barred("too_large", *purse_of(leg), most, 0, leg.amount)
         if leg.span.per == "request":
             continue
         budget = budgets.get(leg.budget)
         if budget is None or budget.loss_allowance is None:
-            return None
+            return Barred("refuses", *purse_of(leg))
         draws.append(Draw(purse_of(leg), leg.amount, budget.loss_allowance))
-    return tuple(draws) or None
+    return tuple(draws) or Barred("unnamed")
 
 
 def purse_of(leg: Leg) -> Purse:
@@ -50,6 +52,11 @@ def purse_of(leg: Leg) -> Purse:
     return leg.budget, leg.payer, leg.unit
 
 
-def fits(draws: Sequence[Draw], let_through: Mapping[Purse, int]) -> bool:
-    """Whether every allowance has room for the call beside what was let through before."""
-    return all(let_through.get(draw.purse, 0) + draw.amount <= draw.allowance for draw in draws)
+def used_up(draws: Sequence[Draw], let_through: Mapping[Purse, int]) -> Barred | None:
+    """The first allowance that has no room for the call beside what was let through before; None:
+    every one has."""
+    for purse, amount, allowance in draws:
+        used = let_through.get(purse, 0)
+        if used + amount > allowance:
+            return Barred("used_up", *purse, allowance, used, amount)
+    return None

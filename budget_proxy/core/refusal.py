@@ -134,6 +134,26 @@ class Shortfall:
 
 
 @dataclass(frozen=True, slots=True)
+class Barred:
+    """What lets no call pass while the ledger is lost (`core.loss`).
+
+    `refuses`: the budget lets none through; `too_large`: it is per request, and the call alone is
+    above it; `used_up`: what it lets through has no room left. Without a budget: `unnamed`, no
+    budget of the call says that it may pass; `unwritten`, what passes cannot be written down.
+    Amounts are in steps of `unit`.
+    """
+
+    kind: Literal["refuses", "too_large", "used_up", "unnamed", "unwritten"]
+    budget: str = ""
+    payer: str = ""
+    unit: str = ""
+    allowed: int = 0
+    """The allowance; with `too_large` the limit."""
+    used: int = 0
+    amount: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Refusal:
     """One answer of ours instead of the upstream's."""
 
@@ -143,6 +163,7 @@ class Refusal:
     retry_after_s: int | None = None
     param: str | None = None
     waited_s: float = 0.0
+    barred: Barred | None = None
 
     @property
     def rule(self) -> Rule:
@@ -152,6 +173,8 @@ class Refusal:
     @property
     def budget(self) -> str:
         """The budget that decided, for metrics; empty where none did."""
+        if self.barred is not None:
+            return self.barred.budget
         return self.shortfalls[0].budget if self.shortfalls else ""
 
 

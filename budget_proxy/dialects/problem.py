@@ -10,7 +10,7 @@ import re
 from uuid import UUID
 
 from budget_proxy.core.money import exact
-from budget_proxy.core.refusal import Shortfall
+from budget_proxy.core.refusal import Barred, Shortfall
 from budget_proxy.dialects.encoding import json_bytes, scalar, sse_event, token
 from budget_proxy.dialects.wording import Worded, enforced, utc
 
@@ -35,6 +35,9 @@ def members(worded: Worded) -> dict[str, object]:
         names = dict.fromkeys(scalar(short.budget) for short in enforced(refusal))
         body["violated-policies"] = list(names)
         body["budgets"] = [_figures(short) for short in refusal.shortfalls]
+    if refusal.barred is not None and refusal.barred.budget:
+        body["violated-policies"] = [scalar(refusal.barred.budget)]
+        body["on_ledger_loss"] = _allowance(refusal.barred)
     if refusal.retry_after_s is not None:
         body["retry_after_s"] = refusal.retry_after_s
     if refusal.waited_s:
@@ -59,6 +62,18 @@ def _instance(request_id: str) -> str:
         return f"urn:uuid:{UUID(request_id)}"
     except ValueError:
         return f"urn:budget-proxy:request:{token(request_id)}"
+
+
+def _allowance(barred: Barred) -> dict[str, object]:
+    """What decided without the ledger; figures only where there are any."""
+    amounts = {"allowed": barred.allowed, "used": barred.used, "estimate": barred.amount}
+    return {
+        "budget": scalar(barred.budget),
+        "payer": scalar(barred.payer),
+        "kind": barred.kind,
+        **({"unit": barred.unit} if barred.amount else {}),
+        **({name: exact(n, barred.unit) for name, n in amounts.items()} if barred.amount else {}),
+    }
 
 
 def _figures(short: Shortfall) -> dict[str, object]:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from budget_proxy.core.budget import BALANCE_PAYER, EVERYONE, SHARED_PAYER
 from budget_proxy.core.money import is_currency, show
-from budget_proxy.core.refusal import Reason, Refusal, Shortfall
+from budget_proxy.core.refusal import Barred, Reason, Refusal, Shortfall
 
 MAX_DETAIL = 600
 """Characters of a detail that are shown; it may quote what a caller sent."""
@@ -57,6 +57,8 @@ class Worded(NamedTuple):
 def message(refusal: Refusal, now_s: float | None = None, *, mid_stream: bool = False) -> str:
     """The whole text of a refusal; `now_s` adds how long it is until the window turns."""
     parts = [*_situation(refusal, now_s), _sentence(printable(refusal.detail)[:MAX_DETAIL])]
+    if refusal.barred is not None:
+        parts.append(_barred(refusal.barred))
     if not any(parts):
         parts = [_sentence(refusal.rule.title)]
     parts.append(_CUT if mid_stream else _CLOSING.get(refusal.reason, _BEFORE))
@@ -115,6 +117,25 @@ def _account(short: Shortfall) -> str:
     return (
         f"Budget {who} {state}: {used} of {limit} used{during}{also}{_reserved(short)}, this call "
         f"{could}."
+    )
+
+
+def _barred(barred: Barred) -> str:
+    """Why the call does not pass without the ledger."""
+    if barred.kind == "unnamed":
+        return "No budget of this call says that it may pass without it (on_ledger_loss)."
+    if barred.kind == "unwritten":
+        return "What may pass without it cannot be written down either."
+    who, amount = _who(barred.budget, barred.payer), show(barred.amount, barred.unit)
+    if barred.kind == "refuses":
+        return f"Budget {barred.budget!r} lets no call pass without it (on_ledger_loss)."
+    could = f"could {'cost' if is_currency(barred.unit) else 'use'} up to {amount}"
+    allowed, used = show(barred.allowed, barred.unit), show(barred.used, barred.unit)
+    if barred.kind == "too_large":
+        return f"This call alone is above budget {who}: it {could}, the limit is {allowed}."
+    return (
+        f"What budget {who} lets pass without it (on_ledger_loss) is used up: {used} of {allowed}, "
+        f"this call {could}."
     )
 
 
@@ -192,13 +213,16 @@ def _also(others: tuple[Shortfall, ...]) -> str:
 
 
 def _name(short: Shortfall) -> str:
+    return _who(short.budget, short.payer)
+
+
+def _who(budget: str, payer: str) -> str:
     # repr() quotes, and escapes whatever cannot be printed.
-    if short.payer in (EVERYONE, BALANCE_PAYER):
-        return repr(short.budget)
-    if short.payer == SHARED_PAYER:
-        return f"{short.budget!r} (shared by callers without an account of their own)"
-    payer = short.payer if _PLAIN.fullmatch(short.payer) else repr(short.payer)
-    return f"{short.budget!r} of {payer}"
+    if payer in (EVERYONE, BALANCE_PAYER):
+        return repr(budget)
+    if payer == SHARED_PAYER:
+        return f"{budget!r} (shared by callers without an account of their own)"
+    return f"{budget!r} of {payer if _PLAIN.fullmatch(payer) else repr(payer)}"
 
 
 def _window(short: Shortfall) -> str:

@@ -8,7 +8,8 @@ import pytest
 
 from budget_proxy.core.book import Leg
 from budget_proxy.core.budget import Budget
-from budget_proxy.core.loss import Draw, draws_of, fits
+from budget_proxy.core.loss import Draw, draws_of, used_up
+from budget_proxy.core.refusal import Barred
 from budget_proxy.core.window import Span
 
 TOTAL, DAY, REQUEST = Span("total"), Span("day"), Span("request")
@@ -33,21 +34,28 @@ BUDGETS = {
         budget("pilot", on_shortfall="report"),
     )
 }
+ALL = ("(all)", "USD")
 LAX, LAXER = Draw(("lax", "(all)", "USD"), 10, 50), Draw(("laxer", "(all)", "USD"), 10, 500)
-CALLS: dict[str, tuple[list[Leg], tuple[Draw, ...] | None]] = {
+CALLS: dict[str, tuple[list[Leg], tuple[Draw, ...] | Barred]] = {
     "one that allows": ([leg("lax")], (LAX,)),
     "two that allow": ([leg("lax"), leg("laxer")], (LAX, LAXER)),
-    "one that refuses": ([leg("strict")], None),
-    "one of two that refuses": ([leg("lax"), leg("strict")], None),
-    "no budget at all": ([], None),
-    "none but a limit per request": ([leg("single", span=REQUEST)], None),
+    "one that refuses": ([leg("strict")], Barred("refuses", "strict", *ALL)),
+    "one of two that refuses": ([leg("lax"), leg("strict")], Barred("refuses", "strict", *ALL)),
+    "no budget at all": ([], Barred("unnamed")),
+    "none but a limit per request": ([leg("single", span=REQUEST)], Barred("unnamed")),
     "a limit per request beside it": ([leg("lax"), leg("single", span=REQUEST)], (LAX,)),
-    "above a limit per request": ([leg("lax"), leg("single", 1001, span=REQUEST)], None),
+    "above a limit per request": (
+        [leg("lax"), leg("single", 1001, span=REQUEST)],
+        Barred("too_large", "single", *ALL, 1000, 0, 1001),
+    ),
     "at a limit per request": ([leg("lax"), leg("single", 1000, span=REQUEST)], (LAX,)),
-    "above the whole limit": ([leg("laxer", 11, limit=10)], None),
+    "above the whole limit": (
+        [leg("laxer", 11, limit=10)],
+        Barred("too_large", "laxer", *ALL, 10, 0, 11),
+    ),
     "one that only reports": ([leg("lax"), leg("pilot", enforced=False)], (LAX,)),
-    "none but one that reports": ([leg("pilot", enforced=False)], None),
-    "a budget that is gone": ([leg("lax"), leg("gone")], None),
+    "none but one that reports": ([leg("pilot", enforced=False)], Barred("unnamed")),
+    "a budget that is gone": ([leg("lax"), leg("gone")], Barred("refuses", "gone", *ALL)),
 }
 
 
@@ -77,11 +85,13 @@ def test_an_allowance_is_used_up_to_the_last_step(
 ) -> None:
     purse = ("lax", "ada", "USD")
     let_through = {purse: before, ("lax", "bob", "USD"): 10**18, ("lax", "ada", "EUR"): 10**18}
-    assert fits([Draw(purse, amount, allowance)], let_through) is passes
+    barred = None if passes else Barred("used_up", *purse, allowance, before, amount)
+    assert used_up([Draw(purse, amount, allowance)], let_through) == barred
 
 
 def test_every_allowance_must_have_room() -> None:
-    assert fits([LAX, LAXER], {})
-    assert not fits([LAX, LAXER], {LAX.purse: 41})
-    assert not fits([LAX, LAXER], {LAXER.purse: 491})
-    assert fits([LAX, LAXER], {LAX.purse: 40, LAXER.purse: 490})
+    assert used_up([LAX, LAXER], {}) is None
+    assert used_up([LAX, LAXER], {LAX.purse: 41}) == Barred("used_up", *LAX.purse, 50, 41, 10)
+    full = Barred("used_up", *LAXER.purse, 500, 491, 10)
+    assert used_up([LAX, LAXER], {LAXER.purse: 491}) == full
+    assert used_up([LAX, LAXER], {LAX.purse: 40, LAXER.purse: 490}) is None

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from refusal_samples import HELD, NOW_S, REQUEST_ID, SPENT, TOO_LARGE, refusal
 
-from budget_proxy.core.refusal import MONEY_REASONS, REASONS, Reason, Refusal
+from budget_proxy.core.refusal import MONEY_REASONS, REASONS, Barred, Reason, Refusal
 from budget_proxy.dialects import DIALECTS, Rendered, render, stream_error
 
 EVERY = [(name, reason) for name in DIALECTS for reason in Reason]
@@ -155,6 +155,31 @@ def test_figures_are_exact_decimal_strings():
         "enforced": True,
     }
     assert body["budgets"][2]["resets_at"] is None
+
+
+@pytest.mark.parametrize(
+    ("barred", "told"),
+    [
+        (
+            Barred("used_up", "cap", "ada", "USD", 20_000_000, 15_000_000, 10_000_000),
+            {"kind": "used_up", "unit": "USD", "allowed": "0.02", "used": "0.015"}
+            | {"estimate": "0.01"},
+        ),
+        (Barred("refuses", "cap", "ada", "USD"), {"kind": "refuses"}),
+        (Barred("unnamed"), None),
+    ],
+)
+def test_without_the_ledger_the_budget_that_decided_is_named(barred, told):
+    refused = Refusal(Reason.LEDGER_DOWN, "no ledger", retry_after_s=5, barred=barred)
+    for name in DIALECTS:
+        answer = rendered(name, refused)
+        body = body_of(answer)
+        assert "budgets" not in body, "its figures are not known"
+        named = barred.budget
+        assert body.get("violated-policies", []) == ([named] if named else [])
+        expected = told and {"budget": "cap", "payer": "ada"} | told
+        assert body.get("on_ledger_loss") == expected
+        assert (named.encode() in dict(answer.headers)[b"proxy-status"]) or not named
 
 
 def test_a_budget_in_report_mode_is_listed_but_not_violated():

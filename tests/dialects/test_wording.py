@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from refusal_samples import BALANCE, HELD, NOW_S, RESETS_AT_S, SPENT, TOO_LARGE, USD, refusal
 
-from budget_proxy.core.refusal import Reason, Refusal
+from budget_proxy.core.refusal import Barred, Reason, Refusal
 from budget_proxy.dialects.wording import MAX_DETAIL, message, printable
 
 BEFORE = " Refused by budget-proxy before any upstream call; nothing was charged."
@@ -113,6 +113,50 @@ def test_several_shortfalls_the_first_in_full_the_others_named():
     assert text.endswith(
         "Also too small for this call: 'each-team' of payments (spent), 'company' (held)."
     )
+
+
+LOST = Refusal(Reason.LEDGER_DOWN, "The ledger cannot be written.", retry_after_s=5)
+USED_UP = Barred("used_up", "cap", "a\u2028da", "USD", 20_000_000, 15_000_000, 10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("barred", "words"),
+    [
+        (
+            USED_UP,
+            (
+                "What budget 'cap' of 'a\\u2028da' lets pass without it (on_ledger_loss) is used "
+                "up: 0.015 USD of 0.02 USD, this call could cost up to 0.01 USD."
+            ),
+        ),
+        (
+            Barred("used_up", "rate", "(all)", "requests", 3, 3, 1),
+            (
+                "What budget 'rate' lets pass without it (on_ledger_loss) is used up: 3 requests "
+                "of 3 requests, this call could use up to 1 requests."
+            ),
+        ),
+        (
+            Barred("refuses", "day", "ada", "USD"),
+            "Budget 'day' lets no call pass without it (on_ledger_loss).",
+        ),
+        (
+            Barred("too_large", "single", "(all)", "USD", 2 * USD, 0, 3 * USD),
+            (
+                "This call alone is above budget 'single': it could cost up to 3 USD, the limit is "
+                "2 USD."
+            ),
+        ),
+        (
+            Barred("unnamed"),
+            "No budget of this call says that it may pass without it (on_ledger_loss).",
+        ),
+        (Barred("unwritten"), "What may pass without it cannot be written down either."),
+    ],
+)
+def test_without_the_ledger_it_says_which_budget_decided(barred, words):
+    text = message(replace(LOST, barred=barred))
+    assert text.startswith("Retrying in 5 s can work. The ledger cannot be written. " + words)
 
 
 def test_the_shared_payer_is_explained():

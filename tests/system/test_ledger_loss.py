@@ -30,7 +30,7 @@ from processes import POLICY as SERVED
 from budget_proxy import fail_open
 from budget_proxy.app import App
 from budget_proxy.core.book import Entry
-from budget_proxy.core.events import FailedOpen, InvariantBroken
+from budget_proxy.core.events import CallEnded, FailedOpen, InvariantBroken
 from budget_proxy.ledgers import group, patience, sqlite
 from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.records import readable
@@ -210,6 +210,45 @@ def test_the_strictest_budget_of_a_call_decides(case: str, tmp_path: Path) -> No
             await back(rig)
             assert await geocode(rig) == 200
             assert len(passed(await rig.entries())) == most
+
+    asyncio.run(story())
+
+
+NAMED: dict[str, tuple[str, dict[str, str] | None]] = {
+    "one that refuses, by default": ("cap", {"kind": "refuses"}),
+    "one of two": ("day", {"kind": "refuses"}),
+    "the smaller allowance": (
+        "day",
+        {"kind": "used_up", "unit": "USD", "allowed": "0.01", "used": "0.01", "estimate": "0.005"},
+    ),
+    "another unit": (
+        "rate",
+        {"kind": "used_up", "unit": "requests", "allowed": "3", "used": "3", "estimate": "1"},
+    ),
+    "one that only reports": ("", None),
+}
+
+
+@pytest.mark.parametrize("case", NAMED)
+def test_a_refusal_names_the_budget_that_decided(case: str, tmp_path: Path) -> None:
+    budget, told = NAMED[case]
+    budgets, most = BUDGETS[case]
+
+    async def story() -> None:
+        async with running(tmp_path, f"budgets: {{{budgets}}}\n") as rig:
+            async with gone(tmp_path):
+                for _ in range(most):
+                    assert await geocode(rig) == 200
+                status, body = await rig.get("/geo/v1/geocode?q=Oslo")
+            assert (status, body["code"]) == (503, "ledger_down")
+            assert body.get("violated-policies", []) == ([budget] if budget else [])
+            assert f"'{budget}'" in body["detail"] or not budget
+            assert "on_ledger_loss" in body["detail"]
+            expected = told and {"budget": budget, "payer": "(all)"} | told
+            assert body.get("on_ledger_loss") == expected
+            last = [event for event in rig.events if isinstance(event, CallEnded)][-1]
+            assert (last.reason, last.budget) == ("ledger_down", budget)
+            await back(rig)
 
     asyncio.run(story())
 
@@ -437,7 +476,7 @@ from budget_proxy.loss_file import LossFile, Wanted
 leg = Leg("cap", "(all)", "USD", Span("total"), 10**9, 5_000_000, enforced=False)
 draws = (Draw(("cap", "(all)", "USD"), 1, 9),)
 hold = Hold("call/fail_open", "the dead", (leg,), 60.0, b'{"upstream":"geo","fail_open":true}')
-assert LossFile(Path(sys.argv[1])).write([Wanted(hold, draws)]) == [True]
+assert LossFile(Path(sys.argv[1])).write([Wanted(hold, draws)]) == [None]
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
