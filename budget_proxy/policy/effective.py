@@ -177,6 +177,7 @@ def warned(house: House) -> list[Warned]:
         *_long_waits(house),
         *_idle_budgets(house),
         *_idle_reserves(house),
+        *_idle_allowances(house),
         *_free_riders(house),
         *_unanswered_topups(house),
     ]
@@ -238,6 +239,43 @@ def _idle_reserves(house: House) -> Iterator[Warned]:
                 "no service of priority high is bound by this budget: nobody may use what is "
                 "reserved",
             )
+
+
+def _idle_allowances(house: House) -> Iterator[Warned]:
+    """What may pass without the ledger by one budget, and by another of the same calls never."""
+    everything = list(targets(house.upstreams.values()))
+    strict = [
+        budget
+        for budget in house.budgets
+        if budget.loss_allowance is None
+        and budget.span.per != "request"
+        and budget.on_shortfall != "report"
+    ]
+    for budget in house.budgets:
+        if budget.loss_allowance is None:
+            continue
+        refusing = [
+            next((other.name for other in strict if _surely_binds(other, service, call)), None)
+            for service in house.services.values()
+            for call in everything
+            if touches(budget, service, call) and _payer(budget, service) is not None
+        ]
+        names = [name for name in dict.fromkeys(refusing) if name is not None]
+        if names and None not in refusing:
+            yield Warned(
+                ("budgets", budget.name, "on_ledger_loss"),
+                f"lets nothing pass: its calls are also in {listed(names)}, where "
+                "`on_ledger_loss` is refuse (the default), and the strictest budget decides",
+            )
+
+
+def _surely_binds(budget: Budget, service: Service, target: Target) -> bool:
+    """Whether every such call takes something from this budget, whatever it says of itself."""
+    of_all_models = all(condition.key != "model" for condition in budget.when)
+    skips = budget.missing == "skip" and (
+        budget.caller_names_payer or uses_model(budget) or _payer(budget, service) is None
+    )
+    return of_all_models and not skips and touches(budget, service, target)
 
 
 def _unanswered_topups(house: House) -> Iterator[Warned]:

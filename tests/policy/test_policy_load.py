@@ -354,6 +354,63 @@ def test_the_reserve_of_a_balance_is_shown(tmp_path: Path) -> None:
     assert found.limit == "balance(geo) - 2 USD, 1 USD of it for priority high"
 
 
+ALLOW = "on_ledger_loss: {allow: 1 USD}"
+REFUSING: list[tuple[str, str]] = [
+    (f"a: {{limit: 5 USD, {ALLOW}}}, b: {{limit: 9 USD}}", "b"),
+    (f"a: {{limit: 5 USD, {ALLOW}}}, b: {{limit: 9 USD, on_ledger_loss: refuse}}", "b"),
+    (f"b: {{limit: 9 requests, per: day}}, a: {{limit: 5 USD, {ALLOW}}}", "b"),
+    (
+        (
+            f"a: {{limit: 5 USD, {ALLOW}}}, b: {{limit: 9 USD, when: {{service: app}}}}, "
+            "c: {limit: 9 USD, when: {service: other}}"
+        ),
+        "b, c",
+    ),
+    (
+        (
+            f"a: {{limit: 5 USD, when: {{service: app}}, {ALLOW}}}, "
+            "b: {limit: 9 USD, for_each: team, missing: skip}"
+        ),
+        "b",
+    ),
+    (
+        (
+            f"a: {{limit: 5 USD, {ALLOW}}}, "
+            "b: {limit: 9 USD, for_each: {header: X-User}, max_payers: 9, missing: share}"
+        ),
+        "b",
+    ),
+    # It lets something pass: another one allows as well, has no say, or not in every call.
+    (f"a: {{limit: 5 USD, {ALLOW}}}", ""),
+    (f"a: {{limit: 5 USD, {ALLOW}}}, b: {{limit: 9 USD, {ALLOW}}}", ""),
+    (f"a: {{limit: 5 USD, {ALLOW}}}, b: {{limit: 9 USD, per: request}}", ""),
+    (f"a: {{limit: 5 USD, {ALLOW}}}, b: {{limit: 9 USD, on_shortfall: report}}", ""),
+    (f"a: {{limit: 5 USD, {ALLOW}}}, b: {{limit: 9 USD, when: {{service: other}}}}", ""),
+    (f"a: {{limit: 5 USD, {ALLOW}}}, b: {{limit: 9 USD, for_each: team, missing: skip}}", ""),
+    (f"a: {{limit: 5 USD, {ALLOW}}}, b: {{limit: 9 USD, when: {{model: x-*}}}}", ""),
+    (
+        (
+            f"a: {{limit: 5 USD, {ALLOW}}}, "
+            "b: {limit: 9 USD, for_each: {header: X-User}, max_payers: 9, missing: skip}"
+        ),
+        "",
+    ),
+]
+
+
+@pytest.mark.parametrize(("budgets", "names"), REFUSING)
+def test_what_may_pass_without_the_ledger_is_odd_where_another_budget_refuses_all_of_it(
+    tmp_path: Path, budgets: str, names: str
+) -> None:
+    two = APP.rstrip().removesuffix("}") + ", other: {key: another-key-0000}}\n"
+    said = (
+        f"budgets.a.on_ledger_loss: lets nothing pass: its calls are also in {names}, where "
+        "`on_ledger_loss` is refuse (the default), and the strictest budget decides"
+    )
+    found = warnings(checked(tmp_path, f"{GEO}{two}budgets: {{{budgets}}}\n").house)
+    assert [line for line in found if "on_ledger_loss" in line] == ([said] if names else [])
+
+
 @pytest.mark.parametrize(
     ("mode", "token", "said"),
     [
