@@ -171,6 +171,7 @@ def _add_ledger(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     adjust.add_argument("amount", help="with its unit, as in -1.50USD or +20requests")
     adjust.add_argument("--reason", required=True, help="kept in the ledger, with your name")
     adjust.add_argument("--policy", required=True, help="the policy file the ledger belongs to")
+    adjust.add_argument("--json", action="store_true", help="print the result as JSON")
     adjust.set_defaults(command=_with_policy(_adjust))
     ways: tuple[tuple[Literal["init", "migrate"], str], ...] = (
         ("init", "make a ledger where there is none"),
@@ -446,11 +447,16 @@ def _adjust(options: argparse.Namespace) -> int:
     house = read_policy(options.policy, with_secrets=False)
     words = (options.budget, options.payer, options.amount.strip(), options.reason)
     try:
-        account = asyncio.run(upkeep.adjust(house, *words, who=getpass.getuser()))
+        done = asyncio.run(upkeep.adjust(house, *words, who=getpass.getuser()))
     except upkeep.CannotError as error:
         print(error, file=sys.stderr)
         return error.code
-    print(accounts_table([account], colours=_on_a_terminal()))
+    if options.json:
+        print(json.dumps(done.as_json(), indent=2))
+        return OK
+    print(accounts_table([done.account.as_json()], colours=_on_a_terminal()))
+    if done.note:
+        print(done.note)
     return OK
 
 

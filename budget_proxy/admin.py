@@ -49,6 +49,7 @@ from budget_proxy.core.house import House, Service, Upstream
 from budget_proxy.core.money import exact
 from budget_proxy.core.stops import Scope, Stop
 from budget_proxy.core.topup import NoSuchTopUpError, TopUpAnswer
+from budget_proxy.correction import Corrected
 from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.policy.effective import shown_limit
 from budget_proxy.watch import BalanceView
@@ -129,7 +130,7 @@ class Control(Protocol):
 
     async def adjust(
         self, budget: str, payer: str, amount_text: str, reason: str, who: str
-    ) -> AccountView:
+    ) -> Corrected:
         """Add an amount to what an account has spent; ValueError says what cannot be done."""
 
     async def topups(self) -> list[dict[str, Any]]:
@@ -375,8 +376,8 @@ class _Rooms:
         asked = _read(await _body(request), Adjustment, "an adjustment")
         who = _who(request, "")
         adjusting = self._control.adjust(asked.budget, asked.payer, asked.amount, asked.reason, who)
-        account = await _of_ledger(_acceptable(adjusting))
-        return _json(account.as_json())
+        corrected = await _of_ledger(_acceptable(adjusting))
+        return _json(corrected.as_json())
 
     async def topups(self, _request: web.Request) -> web.Response:
         return _json({"topups": await _of_ledger(self._control.topups())})

@@ -28,7 +28,7 @@ from typing import Any, Literal, Protocol
 from aiohttp import web
 
 from budget_proxy import __version__, janitor, opening
-from budget_proxy.accounts_view import AccountsView, AccountView, open_accounts
+from budget_proxy.accounts_view import AccountsView, open_accounts
 from budget_proxy.admin import admin_runner, build_admin
 from budget_proxy.admission import Admission
 from budget_proxy.call_log import CallLog, Stream
@@ -40,7 +40,7 @@ from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.learned import Learned
 from budget_proxy.core.stops import Stop
-from budget_proxy.correction import adjusted_account, correction_for
+from budget_proxy.correction import Corrected, corrected, correction_for
 from budget_proxy.fail_open import FailOpen
 from budget_proxy.keeping import Keeping
 from budget_proxy.ledgers import (
@@ -558,7 +558,7 @@ class App:
 
     async def adjust(
         self, budget: str, payer: str, amount_text: str, reason: str, who: str
-    ) -> AccountView:
+    ) -> Corrected:
         """Add an amount to what an account has spent. Raises ValueError, LedgerDownError."""
         correction = correction_for(
             self.house, budget, payer, amount_text, reason, who, self._new_id()
@@ -567,7 +567,7 @@ class App:
         assert isinstance(outcome, Adjusted), "a correction is answered with its account"
         if self._answers:
             self._admission.changed()
-        return adjusted_account(outcome, self.house)
+        return corrected(correction, outcome, self.house)
 
     async def topups(self) -> list[dict[str, Any]]:
         """Every attempt to top up a balance. Raises LedgerDownError."""

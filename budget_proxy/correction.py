@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from budget_proxy.accounts_view import AccountView, open_accounts
 from budget_proxy.core.book import Adjust, Adjusted
 from budget_proxy.core.budget import EVERYONE
 from budget_proxy.core.house import House
-from budget_proxy.core.money import parse_amount
+from budget_proxy.core.money import exact, parse_amount, show
 from budget_proxy.records import about_correction
+
+
+class Corrected(NamedTuple):
+    """The account after a correction; what was asked for and what was applied, in steps of its
+    unit."""
+
+    account: AccountView
+    asked: int
+    applied: int
+
+    @property
+    def note(self) -> str:
+        """What a person should be told beside the account; empty: all was done as asked."""
+        if self.applied == self.asked:
+            return ""
+        unit, budget = self.account.unit, f"{self.account.budget!r} of {self.account.payer!r}"
+        asked = show(-self.asked, unit)
+        if not self.applied:
+            return f"nothing was given back of {asked}: budget {budget} has spent nothing"
+        return (
+            f"only {show(-self.applied, unit)} of {asked} was given back: budget {budget} had "
+            "spent no more"
+        )
+
+    def as_json(self) -> dict[str, str | bool | None]:
+        """The account, with what was asked for and what was applied as exact decimals."""
+        unit = self.account.unit
+        amounts = {"asked": exact(self.asked, unit), "applied": exact(self.applied, unit)}
+        return self.account.as_json() | amounts
 
 
 def correction_for(
@@ -40,11 +71,12 @@ def correction_for(
     )
 
 
-def adjusted_account(outcome: Adjusted, house: House) -> AccountView:
+def corrected(correction: Adjust, outcome: Adjusted, house: House) -> Corrected:
     """The account after a correction, as readers see it in the window that was corrected."""
     account = outcome.account
-    return next(
+    view = next(
         view
         for view in open_accounts([account], house, account.start_s)
         if (view.budget, view.payer) == (account.budget, account.payer)
     )
+    return Corrected(view, correction.amount, outcome.amount)

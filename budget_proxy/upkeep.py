@@ -15,7 +15,7 @@ from budget_proxy.core.book import AccountState, Adjust, Adjusted, OpenHold
 from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.money import exact
-from budget_proxy.correction import adjusted_account, correction_for
+from budget_proxy.correction import Corrected, corrected, correction_for
 from budget_proxy.export import PAGE_S, Wanted, export
 from budget_proxy.ledgers import (
     Ledger,
@@ -147,8 +147,8 @@ def _check_payer(house: House, correction: Adjust, accounts: Sequence[AccountSta
 
 async def adjust(
     house: House, budget: str, payer: str, amount: str, reason: str, *, who: str
-) -> dict[str, Any]:
-    """Correct an account in a policy's ledger; the account after it. Raises CannotError."""
+) -> Corrected:
+    """Correct an account in a policy's ledger; what came of it. Raises CannotError."""
     call_id = make_id(time.time(), secrets.randbits(80))
     try:
         correction = correction_for(house, budget, payer, amount, reason, who, call_id)
@@ -163,7 +163,7 @@ async def adjust(
         finally:
             await ledger.close()
     assert isinstance(outcome, Adjusted), "a correction is answered with its account"
-    return adjusted_account(outcome, house).as_json()
+    return corrected(correction, outcome, house)
 
 
 def shown(url: str) -> str:

@@ -33,6 +33,7 @@ from budget_proxy.core.stops import Scope, Stop
 from budget_proxy.core.tariff import Tariff
 from budget_proxy.core.topup import NoSuchTopUpError, NotNowError, TopUpAnswer
 from budget_proxy.core.window import Span
+from budget_proxy.correction import Corrected
 from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.metrics.counting import Metrics
 from budget_proxy.watch import BalanceView
@@ -163,14 +164,15 @@ class Proxy:
 
     async def adjust(
         self, budget: str, payer: str, amount_text: str, reason: str, who: str
-    ) -> AccountView:
+    ) -> Corrected:
         if self.failure is not None:
             raise self.failure
         if budget not in {known.name for known in self.house.budgets}:
             raise ValueError(f"no budget is called {budget!r}")
         amount, unit = parse_amount(amount_text)
         self.asked.append(("adjust", budget, payer, amount_text, reason, who))
-        return AccountView(budget, payer, 0, None, unit, 5 * NANOS, amount, 0)
+        account = AccountView(budget, payer, 0, None, unit, 5 * NANOS, amount, 0)
+        return Corrected(account, amount, amount // 2)
 
     async def topups(self) -> list[dict[str, Any]]:
         if self.failure is not None:
@@ -667,6 +669,7 @@ def test_adjust_says_who_and_why() -> None:
     with served(control) as ask:
         answer = ask("POST", "/api/adjust", BEARER, ADJUSTMENT)
         assert answer.json["spent"] == "-1.5"
+        assert (answer.json["asked"], answer.json["applied"]) == ("-1.5", "-0.75")
         without_payer = {key: ADJUSTMENT[key] for key in ("budget", "amount", "reason")}
         assert ask("POST", "/api/adjust", BEARER, without_payer).status == 200
     asked = ("adjust", "company", "(all)", "-1.50 USD", "refund", "admin API from 127.0.0.1")

@@ -515,6 +515,43 @@ def test_a_person_corrects_an_account(shell: Shell, amount: str, spent: str) -> 
     }
 
 
+TAKEN_BACK: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "all of it": (("-0.30USD",), "-0.3", ""),
+    "more than was spent": (
+        ("-0.50USD",),
+        "-0.3",
+        "only 0.3 USD of 0.5 USD was given back: budget 'cap' of '(all)' had spent no more\n",
+    ),
+    "what is not there any more": (
+        ("-0.30USD", "-0.50USD"),
+        "0",
+        "nothing was given back of 0.5 USD: budget 'cap' of '(all)' has spent nothing\n",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN_BACK)
+def test_a_correction_that_takes_less_than_asked_says_so(shell: Shell, case: str) -> None:
+    (*before, last), applied, said = TAKEN_BACK[case]
+    for amount in before:
+        shell.fine(*adjust("cap", "(all)", amount))
+    shown = shell.fine(*adjust("cap", "(all)", last))
+    assert shown.partition("\n")[2].partition("\n")[2] == said
+    (leg,) = shell.entries()[-1]["budgets"]
+    assert leg["amount"] == round(float(applied) * 10**9)
+
+
+@pytest.mark.parametrize("case", TAKEN_BACK)
+def test_as_json_a_correction_says_what_was_applied(shell: Shell, case: str) -> None:
+    (*before, last), applied, _ = TAKEN_BACK[case]
+    for amount in before:
+        shell.fine(*adjust("cap", "(all)", amount))
+    told = json.loads(shell.fine(*adjust("cap", "(all)", last), "--json"))
+    asked = last.removesuffix("USD").rstrip("0")
+    assert (told["asked"], told["applied"], told["spent"]) == (asked, applied, "0")
+    assert (told["budget"], told["payer"]) == ("cap", "(all)")
+
+
 ADJUST_WRONG: list[tuple[tuple[str, ...], str]] = [
     (("cup", "(all)", "1USD"), "there is no budget 'cup'; the policy has single, other, cap, rate"),
     (("single", "(all)", "1USD"), "'single' is per request and keeps no account"),

@@ -272,9 +272,11 @@ class NoSuchHold(NamedTuple):
 
 
 class Adjusted(NamedTuple):
-    """The account after a correction."""
+    """The account after a correction, and what was applied: an account never owes less than
+    nothing."""
 
     account: AccountState
+    amount: int
 
 
 class Capped(NamedTuple):
@@ -577,7 +579,7 @@ def _adjust(operation: Adjust, page: Page, now_s: float) -> Outcome:
     if account is None:
         account = page.accounts[key] = _new_account(key, window, operation.limit)
     if operation.id in page.ended:
-        return Adjusted(account.state())
+        return Adjusted(account.state(), sum(leg.amount for leg in page.ended[operation.id].legs))
     # A correction never makes an account owe less than nothing: the entry says what was applied.
     amount = max(operation.amount, -account.spent)
     account.spent = saturated(account.spent + amount)
@@ -586,7 +588,7 @@ def _adjust(operation: Adjust, page: Page, now_s: float) -> Outcome:
     page.touched.add(key)
     leg = EntryLeg(*key, 0, amount)
     _write(Entry(operation.id, now_s, "adjusted", "person", (leg,), operation.about, b"{}"), page)
-    return Adjusted(account.state())
+    return Adjusted(account.state(), amount)
 
 
 def _cap(operation: Cap, page: Page, now_s: float) -> Outcome:

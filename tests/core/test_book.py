@@ -81,8 +81,8 @@ class Bank:
                 return f"already {kind}"
             case book.NoSuchHold(_):
                 return "no such hold"
-            case book.Adjusted(account):
-                return f"adjusted {account.budget} {account.spent}/{account.held}"
+            case book.Adjusted(account, amount):
+                return f"adjusted {account.budget} {account.spent}/{account.held} by {amount}"
         raise AssertionError(outcome)
 
     def accounts(self) -> str:
@@ -219,23 +219,23 @@ STATEMENTS: dict[str, list[Row]] = {
     "the late truth does not take back what a person already did": [
         ("hold 1 A:60/100", "held", "A 0/60"),
         ("presume 1", "presumed", "A 60/0"),
-        ("adjust x A:-50/100", "adjusted A 10/0", "A 10/0"),
+        ("adjust x A:-50/100", "adjusted A 10/0 by -50", "A 10/0"),
         ("settle 1 20", "corrected", "A 0/0"),
         ("hold 2 A:101/100", "short A:too_large", "A 0/0"),
         ("hold 3 A:100/100", "held", "A 0/100"),
     ],
     "a correction counts once, and never makes less than nothing": [
-        ("adjust x A:+50/100", "adjusted A 50/0", "A 50/0"),
-        ("adjust x A:+50/100", "adjusted A 50/0", "A 50/0"),
+        ("adjust x A:+50/100", "adjusted A 50/0 by 50", "A 50/0"),
+        ("adjust x A:+50/100", "adjusted A 50/0 by 50", "A 50/0"),
         ("hold 1 A:51/100", "short A:spent", "A 50/0"),
-        ("adjust y A:-20/100", "adjusted A 30/0", "A 30/0"),
-        ("adjust z A:-80/100", "adjusted A 0/0", "A 0/0"),
-        ("adjust z A:-80/100", "adjusted A 0/0", "A 0/0"),
-        ("adjust w A:+7/100", "adjusted A 7/0", "A 7/0"),
+        ("adjust y A:-20/100", "adjusted A 30/0 by -20", "A 30/0"),
+        ("adjust z A:-80/100", "adjusted A 0/0 by -30", "A 0/0"),
+        ("adjust z A:-80/100", "adjusted A 0/0 by -30", "A 0/0"),
+        ("adjust w A:+7/100", "adjusted A 7/0 by 7", "A 7/0"),
     ],
     "a correction leaves holds alone, and may pass the limit": [
         ("hold 1 A:60/100", "held", "A 0/60"),
-        ("adjust x A:+500/100", "adjusted A 500/60", "A 500/60"),
+        ("adjust x A:+500/100", "adjusted A 500/60 by 500", "A 500/60"),
         ("settle 1 60", "settled", "A 560/0"),
     ],
     "a call is settled in the window it was held in": [
@@ -255,9 +255,9 @@ STATEMENTS: dict[str, list[Row]] = {
         ("settle 1 10", "corrected", "day0 10/0"),
     ],
     "a correction goes to the window that runs": [
-        ("adjust x day:+5/100", "adjusted day 5/0", "day0 5/0"),
+        ("adjust x day:+5/100", "adjusted day 5/0 by 5", "day0 5/0"),
         ("clock +2d", "", "day0 5/0"),
-        ("adjust y day:+6/100", "adjusted day 6/0", "day0 5/0, day2 6/0"),
+        ("adjust y day:+6/100", "adjusted day 6/0 by 6", "day0 5/0, day2 6/0"),
     ],
     "the limit in force is the one that is asked with": [
         ("hold 1 A:60/100", "held", "A 0/60"),
