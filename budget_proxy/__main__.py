@@ -389,12 +389,42 @@ def _ledger_url(word: str) -> str:
     return word if is_shared(word) or word.startswith(SQLITE) else f"{SQLITE}{word}"
 
 
+def _is_ledger(word: str, command: str) -> None:
+    """Nothing, unless somebody names the policy in place of its ledger. Raises CannotError."""
+    from budget_proxy.upkeep import CannotError, shown  # noqa: PLC0415
+
+    path = Path(word)
+    if path.suffix not in _POLICIES or not path.is_file() or _begins_as_ledger(path):
+        return
+    from budget_proxy.policy import PolicyError  # noqa: PLC0415
+
+    try:
+        url = shown(read_policy(word, with_secrets=False).ledger)
+    except PolicyError:
+        said = f"its ledger is what stands under 'ledger:' in it: run budget-proxy {command} LEDGER"
+    else:
+        said = f"its ledger is {url}: run budget-proxy {command} {url}"
+    raise CannotError(f"{word} is a policy; {said}", WRONG)
+
+
+def _begins_as_ledger(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_SQLITE_HEAD)) == _SQLITE_HEAD
+    except OSError:
+        return True  # whoever opens it says why it cannot be read
+
+
+_POLICIES = (".yaml", ".yml")
+_SQLITE_HEAD = b"SQLite format 3"
+
+
 def _make_ready(how: Literal["init", "migrate"]) -> Callable[[argparse.Namespace], int]:
     def command(options: argparse.Namespace) -> int:
         from budget_proxy import upkeep  # noqa: PLC0415
 
         url = _ledger_url(options.ledger)
-        if options.ledger.endswith((".yaml", ".yml")):
+        if options.ledger.endswith(_POLICIES):
             url = read_policy(options.ledger, with_secrets=False).ledger
         try:
             print(asyncio.run(upkeep.make_ready(url, how)))
@@ -412,6 +442,7 @@ def _status(options: argparse.Namespace) -> int:
 
     try:
         if options.ledger is not None:
+            _is_ledger(options.ledger, "status --ledger")
             accounts = asyncio.run(upkeep.accounts_of(_ledger_url(options.ledger)))
             status: dict[str, list[dict[str, Any]]] = {"accounts": accounts}
         else:
@@ -465,6 +496,7 @@ def _print_lines(what: str) -> Callable[[argparse.Namespace], int]:
         from budget_proxy import upkeep  # noqa: PLC0415
 
         try:
+            _is_ledger(options.ledger, f"ledger {what}")
             lines = asyncio.run(upkeep.lines(_ledger_url(options.ledger), what))
         except upkeep.CannotError as error:
             print(error, file=sys.stderr)
@@ -483,6 +515,7 @@ def _audit(options: argparse.Namespace) -> int:
     from budget_proxy import upkeep  # noqa: PLC0415
 
     try:
+        _is_ledger(options.ledger, "ledger check")
         findings = asyncio.run(upkeep.audit(options.ledger))
     except upkeep.CannotError as error:
         print(error, file=sys.stderr)
@@ -514,6 +547,7 @@ def _export(options: argparse.Namespace) -> int:
             print(f"\r{entries:,} entries read", end="", file=sys.stderr, flush=True)
 
     try:
+        _is_ledger(options.ledger, "ledger export")
         asyncio.run(upkeep.write_entries(options.ledger, wanted, sys.stdout.write, progress))
     except upkeep.CannotError as error:
         print(error, file=sys.stderr)

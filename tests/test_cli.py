@@ -165,11 +165,11 @@ WRONG: list[tuple[tuple[str, ...], str]] = [
     (("check", "ledger.db"), "ledger.db"),
     (("status", "--ledger", "missing.db"), "missing.db is not a ledger file"),
     (("status", "--ledger", "."), ". is not a ledger file"),
-    (("status", "--ledger", "policy.yaml"), "policy.yaml cannot be read as a ledger"),
+    (("status", "--ledger", "policy.yaml"), "policy.yaml is a policy; its ledger is"),
     (("status", "--admin", "ftp://x"), "'ftp://x' is not the URL of an admin port, as in http://"),
     (("status", "--ledger", "x", "--admin", "y"), "not allowed with argument"),
     (("ledger", "holds", "missing.db"), "missing.db is not a ledger file"),
-    (("ledger", "entries", "policy.yaml"), "policy.yaml cannot be read as a ledger"),
+    (("ledger", "entries", "policy.yaml"), "policy.yaml is a policy; its ledger is"),
     (("ledger", "check", "missing.db"), "missing.db is not a ledger file"),
     (("sandbox", "--listen", "nonsense"), "sandbox: --listen must be HOST:PORT"),
     (("sandbox", "--latency-s", "soon"), "sandbox: latency_s: must be a number"),
@@ -669,6 +669,53 @@ def test_a_ledger_that_is_not_there_is_not_made(shell: Shell) -> None:
     assert code == 2
     assert "ledger.db is not a ledger file" in err
     assert not (shell.folder / "ledger.db").exists()
+
+
+LOOKING = (
+    "status --ledger",
+    *(f"ledger {name}" for name in ("holds", "entries", "check", "export")),
+)
+SHARED = "postgresql://me:hidden@127.0.0.1/budget?password=hidden"
+
+
+@pytest.mark.parametrize("words", LOOKING)
+def test_a_policy_in_place_of_its_ledger_is_told_so(shell: Shell, words: str) -> None:
+    code, out, err = shell(*words.split(), "policy.yaml")
+    assert (code, out) == (2, "")
+    assert err == (
+        "policy.yaml is a policy; its ledger is sqlite:///ledger.db: "
+        f"run budget-proxy {words} sqlite:///ledger.db\n"
+    )
+    shell.fine(*err.partition("budget-proxy ")[2].split())
+
+
+def test_of_a_policy_in_place_of_its_ledger_no_password_is_shown(shell: Shell) -> None:
+    policy = (shell.folder / "policy.yaml").read_text()
+    (shell.folder / "policy.yaml").write_text(policy.replace("sqlite:///ledger.db", SHARED))
+    code, _, err = shell("ledger", "check", "policy.yaml")
+    assert code == 2
+    assert "its ledger is postgresql://me@127.0.0.1/budget: run" in err
+    assert "hidden" not in err
+
+
+def test_a_policy_with_mistakes_in_place_of_a_ledger_is_told_so(shell: Shell) -> None:
+    (shell.folder / "policy.yaml").write_text("ledger: [")
+    code, out, err = shell("ledger", "check", "policy.yaml")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "policy.yaml is a policy; its ledger is what stands under 'ledger:' in it" in err
+
+
+def test_a_file_that_is_neither_is_told_so(shell: Shell) -> None:
+    (shell.folder / "notes.txt").write_text("not a ledger, and not a policy\n" * 99)
+    for words in LOOKING:
+        code, _, err = shell(*words.split(), "notes.txt")
+        assert code == 2
+        assert "notes.txt cannot be read as a ledger" in err
+
+
+def test_a_ledger_may_be_called_anything(shell: Shell) -> None:
+    (shell.folder / "ledger.db").rename(shell.folder / "ledger.yaml")
+    assert shell.fine("ledger", "check", "ledger.yaml") == "ledger.yaml: ok\n"
 
 
 READING = (
