@@ -104,8 +104,12 @@ async def _serve(
         await running.stop(0)
         return WRONG
     except (OSError, LedgerDownError, StartError) as error:
-        print(f"cannot start: {error}", file=sys.stderr)
         await running.stop(0)
+        if stopping.is_set() and isinstance(error, StartError):
+            # Who stops a service tells all of its processes: a worker may be gone before we are.
+            print("stopped before it was ready: it was told to stop", file=sys.stderr)
+            return OK
+        print(f"cannot start: {error}", file=sys.stderr)
         return FAILED
     announce()
     _say_ready(app)

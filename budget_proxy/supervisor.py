@@ -19,6 +19,7 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
 import tempfile
@@ -184,12 +185,13 @@ class Supervisor:
         ended = asyncio.create_task(process.wait())
         await asyncio.wait((ready, ended), timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
+        in_time = ended.done()
         if not worker.ready.is_set():
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await ended
             self._workers.remove(worker)
-            raise StartError("a worker did not become ready; it says above why")
+            raise StartError(_why(ended.result(), in_time=in_time))
         self._spawn(self._wait_for(worker, ended))
         # Again: what it read itself may have changed meanwhile.
         stops = msgspec.to_builtins(list(self.app.keeping.stops))
@@ -341,6 +343,16 @@ class Supervisor:
         if worker.channel is not None:
             with contextlib.suppress(GoneError):
                 worker.channel.tell(message)
+
+
+def _why(code: int, *, in_time: bool) -> str:
+    """What kept a worker from becoming ready: it ended in time, or was killed for being late."""
+    if not in_time:
+        return f"a worker was not ready within {START_S:g} s"
+    if code < 0:
+        name = signal.strsignal(-code) or "unknown"
+        return f"a worker was ended by signal {-code} ({name}) before it was ready"
+    return "a worker did not become ready; it says above why"
 
 
 def _is_stopped(pid: int) -> bool:

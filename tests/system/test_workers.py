@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import signal
@@ -499,6 +500,41 @@ def test_a_log_that_was_deleted_is_saved_though_nobody_calls(workers: int, tmp_p
             async with fleet(tmp_path, None, workers, SANDBOX=sandbox) as process:
                 assert await call(process.url) == 200
                 assert await charged(sandbox) == await at_rest(tmp_path) == 21 * PRICE
+
+    asyncio.run(story())
+
+
+def test_who_is_told_to_stop_while_the_workers_start_says_that_and_no_riddle(
+    tmp_path: Path,
+) -> None:
+    """As systemd does: every process is told."""
+
+    async def story() -> None:
+        (tmp_path / "policy.yaml").write_text(POLICY + cap("1 USD"))
+        with started("serve", "policy.yaml", "--workers", "2", cwd=tmp_path) as process:
+            await until(lambda: len(workers_of(process)) == 2, "the workers begin")
+            workers = workers_of(process)
+            process.send(signal.SIGTERM)
+            for worker in workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(worker, signal.SIGTERM)
+            assert await process.ended() == 0
+            assert "stopped before it was ready" in process.err or "stopping:" in process.err
+            assert "cannot start" not in process.err
+            assert "above" not in process.err
+            await until(lambda: not any(map(alive, workers)), "the workers end")
+
+    asyncio.run(story())
+
+
+def test_a_worker_that_is_killed_before_it_is_ready_is_said(tmp_path: Path) -> None:
+    async def story() -> None:
+        (tmp_path / "policy.yaml").write_text(POLICY + cap("1 USD"))
+        with started("serve", "policy.yaml", "--workers", "2", cwd=tmp_path) as process:
+            await until(lambda: bool(workers_of(process)), "a worker begins")
+            os.kill(workers_of(process)[0], signal.SIGKILL)
+            assert await process.ended() == 1
+            assert "cannot start: a worker was ended by signal 9 (Killed)" in process.err
 
     asyncio.run(story())
 
