@@ -6,6 +6,7 @@ it, in one transaction. Every store is held to `tests/ledgers/test_contract.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -43,14 +44,28 @@ def is_shared(url: str) -> bool:
 
 
 def ledger_name(url: str) -> str:
-    """A ledger's URL as it may be shown: a file in full, a database without password and query."""
+    """A ledger's URL as it may be shown: a file in full, a database without password and query,
+    but for the folder of a socket: it may be all that tells two servers apart."""
     if not is_shared(url):
         return str(ledger_path(url).absolute())
     scheme, _, rest = url.partition("://")
-    place = rest.partition("?")[0]
+    place, _, query = rest.partition("?")
     # To the last @: a password with one of its own, not escaped as it ought to be, is cut out too.
     login, at, where = place.rpartition("@")
-    return f"{scheme}://{login.partition(':')[0]}{at}{where}"
+    return f"{scheme}://{login.partition(':')[0]}{at}{where}{_socket_of(query)}"
+
+
+def _socket_of(query: str) -> str:
+    """What of a URL's query says where a socket is, as far as it surely is nothing else."""
+    asked = dict(part.split("=", 1) for part in query.split("&") if "=" in part)
+    folder, port = asked.get("host", ""), asked.get("port", "")
+    if not _FOLDERS.fullmatch(folder):
+        return ""
+    return f"?host={folder}" + (f"&port={port}" if _PORTS.fullmatch(port) else "")
+
+
+_FOLDERS = re.compile(r"(?:/|%2[Ff])[\w./%,-]*", re.ASCII)
+_PORTS = re.compile(r"[0-9]{1,5}(?:,[0-9]{1,5})*")
 
 
 def nothing_more() -> Sequence[Operation]:

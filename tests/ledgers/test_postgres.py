@@ -34,6 +34,7 @@ from budget_proxy.ledgers import (
     BudgetRow,
     LedgerDownError,
     LedgerRefusedError,
+    ledger_name,
     link,
     opener,
     tables,
@@ -330,6 +331,35 @@ def test_no_password_is_shown(postgres: PostgresServer, database: str) -> None:
         run(story, url)  # which looks into it once more
     assert len(shown) == 2
     assert all(f"role_{database}@" in text and PASSWORD not in text for text in shown)
+
+
+SHOWN = [
+    ("postgresql://me:hidden@db:5433/budget", "postgresql://me@db:5433/budget"),
+    ("postgresql://me@db/budget?sslmode=require&password=hidden", "postgresql://me@db/budget"),
+    # A socket's folder, in both places where it can stand, tells servers apart.
+    ("postgresql:///budget?host=/run/one", "postgresql:///budget?host=/run/one"),
+    (
+        "postgresql://me:hidden@/budget?password=hidden&host=/run/two&port=5433&user=me",
+        "postgresql://me@/budget?host=/run/two&port=5433",
+    ),
+    ("postgresql:///budget?host=%2Frun%2Fone", "postgresql:///budget?host=%2Frun%2Fone"),
+    ("postgresql://me:hidden@%2Frun%2Fone/budget", "postgresql://me@%2Frun%2Fone/budget"),
+    (
+        "postgresql:///budget?host=/one,/two&port=1,2",
+        "postgresql:///budget?host=/one,/two&port=1,2",
+    ),
+    # What may be something else is left out.
+    ("postgresql:///budget?host=db&port=5433", "postgresql:///budget"),
+    ("postgresql:///budget?host=/run&port=hidden", "postgresql:///budget?host=/run"),
+    ("postgresql:///budget?host=/run@hidden", "postgresql:///budget"),
+    ("postgresql:///budget?host=/run?hidden", "postgresql:///budget"),
+    ("postgresql:///budget?host", "postgresql:///budget"),
+]
+
+
+@pytest.mark.parametrize(("url", "shown"), SHOWN)
+def test_a_database_is_named_by_where_it_is(url: str, shown: str) -> None:
+    assert ledger_name(url) == shown
 
 
 # -- making and migrating ------------------------------------------------------------------------
