@@ -21,8 +21,8 @@ Around it: `policy` (the YAML file), `catalogue` (model prices), `ledgers` (the 
 `core.book` decides), `opening`, `relearning`, `janitor` and `folding` (start and upkeep of the
 ledger), `admin` (the other port), `app` (wiring), `correction`, `upkeep` and `export` (what people
 ask of a ledger), `__main__` (the command line), `sandbox` (an upstream to test against). With
-several processes: `supervisor` keeps the ledger, each `worker` answers calls, a `channel` joins
-them, `pooling` adds up their figures.
+several processes: `supervisor` keeps the ledger (and its policy in a `scratch` folder), each
+`worker` answers calls, a `channel` joins them, `pooling` adds up their figures.
 
 Beside the calls, where the ledger is kept (`keeping`):
 

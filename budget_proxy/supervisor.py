@@ -22,7 +22,6 @@ import secrets
 import signal
 import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from budget_proxy.core.house import House
 from budget_proxy.core.stops import Stop
 from budget_proxy.ledgers.flock import holder_of
 from budget_proxy.pooling import Sample, Snapshot, left_behind
+from budget_proxy.scratch import Scratch, sweep
 
 logger = logging.getLogger(__name__)
 START_S = 60.0
@@ -92,7 +92,8 @@ class Supervisor:
     """Keeps the ledger, and a number of workers alive."""
 
     def __init__(self, policy: Path, load: Callable[[Path], House], workers: int) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="budget-proxy-")
+        sweep()
+        self._folder = Scratch()
         self._policy = policy
         self._load = load
         self._read = 0
@@ -116,7 +117,7 @@ class Supervisor:
             if not self._policy.is_file() or self._policy.read_bytes() == text:
                 break
         self._read += 1
-        self._candidate = Path(self._folder.name, f"policy-{self._read}.yaml")
+        self._candidate = self._folder.policy(self._read)
         self._candidate.write_bytes(text)
         return house
 

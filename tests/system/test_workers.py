@@ -301,6 +301,27 @@ def test_workers_end_with_their_supervisor_and_the_next_one_takes_over(tmp_path:
     asyncio.run(story())
 
 
+def test_what_a_killed_supervisor_left_in_the_folder_of_temporary_files_goes_at_the_next_start(
+    tmp_path: Path,
+) -> None:
+    place, policy = tmp_path / "temporary", POLICY + cap("1 USD")
+    place.mkdir()
+
+    async def serve_and_die() -> Path:
+        async with fleet(tmp_path, policy, 2, TMPDIR=str(place)) as process:
+            workers = workers_of(process)
+            (ours,) = place.glob("budget-proxy-*")
+            assert (ours / "policy-1.yaml").read_text() == policy
+            process.popen.kill()
+            await until(lambda: not any(map(alive, workers)), "the workers end")
+        return ours
+
+    async def story() -> None:
+        assert await serve_and_die() != await serve_and_die()
+
+    asyncio.run(story())
+
+
 def test_rolling_over_refuses_nobody(tmp_path: Path) -> None:
     async def story() -> None:
         async with (
