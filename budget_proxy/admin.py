@@ -44,13 +44,12 @@ from budget_proxy.by_hand import (
     end_of,
     entered,
 )
-from budget_proxy.core.budget import EVERYONE, Budget, Condition
-from budget_proxy.core.house import House, Service, Upstream
-from budget_proxy.core.money import exact
+from budget_proxy.core.budget import EVERYONE
+from budget_proxy.core.house import House
 from budget_proxy.core.stops import Scope, Stop
 from budget_proxy.core.topup import NoSuchTopUpError, TopUpAnswer
 from budget_proxy.ledgers import LedgerDownError
-from budget_proxy.policy.effective import shown_limit
+from budget_proxy.policy_view import policy_json
 from budget_proxy.watch import BalanceView
 
 log = logging.getLogger(__name__)
@@ -369,7 +368,7 @@ class _Rooms:
         return _json(found[0] if found else {})
 
     async def policy(self, _request: web.Request) -> web.Response:
-        return _json(_policy(self._control.house))
+        return _json(policy_json(self._control.house))
 
     async def adjust(self, request: web.Request) -> web.Response:
         asked = _read(await _body(request), Adjustment, "an adjustment")
@@ -579,61 +578,6 @@ def _accounts(
     kept = _filtered(accounts, house, query)
     shown = accounts_json((account.as_json() for account in kept), runways)
     return _json({"accounts": shown})
-
-
-def _policy(house: House) -> dict[str, Any]:
-    """What may be shown of a policy: an allowlist, so that a new secret field stays secret."""
-    return {
-        "listen": _address(house.listen),
-        "admin": _address(house.admin),
-        "ledger": house.ledger.partition(":")[0],
-        "upstreams": [_upstream(upstream) for upstream in house.upstreams.values()],
-        "services": [_service(service) for service in house.services.values()],
-        "budgets": [_budget(budget) for budget in house.budgets],
-    }
-
-
-def _address(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _upstream(upstream: Upstream) -> dict[str, Any]:
-    return {
-        "name": upstream.name,
-        "host": urlsplit(upstream.url).hostname or "",
-        "mount": upstream.mount,
-        "tariff": upstream.tariff.name,
-        "dialect": upstream.dialect,
-        "currency": upstream.currency,
-    }
-
-
-def _service(service: Service) -> dict[str, Any]:
-    return {
-        "name": service.name,
-        "labels": dict(service.labels),
-        "priority": service.priority,
-        "weight": service.weight,
-    }
-
-
-def _budget(budget: Budget) -> dict[str, Any]:
-    return {
-        "name": budget.name,
-        "limit": shown_limit(budget, EVERYONE),
-        "limits": {payer: exact(limit, budget.unit) for payer, limit in budget.limits.items()},
-        "per": budget.span.per,
-        "timezone": budget.span.zone,
-        "for_each": [str(part) for part in budget.for_each],
-        "when": [_condition(condition) for condition in budget.when],
-        "on_shortfall": budget.on_shortfall,
-        "max_wait_s": budget.max_wait_s,
-    }
-
-
-def _condition(condition: Condition) -> dict[str, Any]:
-    return {"key": condition.key, "any_of": list(condition.globs), "not": condition.negate}
 
 
 def _json(document: Any, status: int = 200) -> web.Response:
