@@ -24,7 +24,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -36,15 +36,16 @@ from budget_proxy.accounts_view import AccountsView, AccountView, touched_by
 from budget_proxy.balances_view import accounts_json, balance_json, by_balance, stop_json
 from budget_proxy.burn import LineRunway
 from budget_proxy.by_hand import (
+    AskedAdjustment,
     AskedBalance,
     AskedPause,
     AskedResume,
+    AskedWord,
     check_line,
     check_name,
     end_of,
     entered,
 )
-from budget_proxy.core.budget import EVERYONE
 from budget_proxy.core.house import House
 from budget_proxy.core.stops import Scope, Stop
 from budget_proxy.core.topup import NoSuchTopUpError, TopUpAnswer
@@ -144,25 +145,6 @@ class Control(Protocol):
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """A scrape and its content type. Blocks."""
-
-
-class Adjustment(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST /api/adjust."""
-
-    budget: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-    amount: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-    payer: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = EVERYONE
-
-
-class Word(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST /api/topups/ID/... ."""
-
-    reason: Annotated[str, msgspec.Meta(max_length=300)] = ""
-    landed: bool | None = None
-    """Of `decide`: whether the money came."""
-    by: Annotated[str, msgspec.Meta(max_length=100)] = ""
-    """Who says so, for the audit trail."""
 
 
 class _ProblemError(Exception):
@@ -371,7 +353,7 @@ class _Rooms:
         return _json(policy_json(self._control.house))
 
     async def adjust(self, request: web.Request) -> web.Response:
-        asked = _read(await _body(request), Adjustment, "an adjustment")
+        asked = _read(await _body(request), AskedAdjustment, "an adjustment")
         who = _who(request, "")
         adjusting = self._control.adjust(asked.budget, asked.payer, asked.amount, asked.reason, who)
         account = await _of_ledger(_acceptable(adjusting))
@@ -382,7 +364,7 @@ class _Rooms:
 
     async def answer_topup(self, request: web.Request) -> web.Response:
         body = await _body(request)
-        asked = _read(body or b"{}", Word, "a word on a top-up")
+        asked = _read(body or b"{}", AskedWord, "a word on a top-up")
         remote = f"admin API from {request.remote or 'unknown'}"
         who = f"{asked.by}, {remote}" if asked.by else remote
         answering = self._control.answer_topup(
@@ -505,7 +487,7 @@ def _read(body: bytes, kind: type[_T], what: str) -> _T:
         raise _ProblemError(400, f"The body is not {what}: {error}") from error
 
 
-def _answer(verb: str, asked: Word) -> TopUpAnswer:
+def _answer(verb: str, asked: AskedWord) -> TopUpAnswer:
     """The answer to an attempt to top up that a request gives."""
     if verb == "decide":
         if asked.landed is None:
