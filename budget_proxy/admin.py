@@ -24,7 +24,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -36,22 +36,22 @@ from budget_proxy.accounts_view import AccountsView, AccountView, touched_by
 from budget_proxy.balances_view import accounts_json, balance_json, by_balance, stop_json
 from budget_proxy.burn import LineRunway
 from budget_proxy.by_hand import (
+    AskedAdjustment,
     AskedBalance,
     AskedPause,
     AskedResume,
+    AskedWord,
     check_line,
     check_name,
     end_of,
     entered,
 )
-from budget_proxy.core.budget import EVERYONE, Budget, Condition
-from budget_proxy.core.house import House, Service, Upstream
-from budget_proxy.core.money import exact
+from budget_proxy.core.house import House
 from budget_proxy.core.stops import Scope, Stop
 from budget_proxy.core.topup import NoSuchTopUpError, TopUpAnswer
 from budget_proxy.correction import Corrected
 from budget_proxy.ledgers import LedgerDownError
-from budget_proxy.policy.effective import shown_limit
+from budget_proxy.policy_view import policy_json
 from budget_proxy.watch import BalanceView
 
 log = logging.getLogger(__name__)
@@ -146,25 +146,6 @@ class Control(Protocol):
 
     def metrics(self, accept: str) -> tuple[bytes, str]:
         """A scrape and its content type. Blocks."""
-
-
-class Adjustment(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST /api/adjust."""
-
-    budget: Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-    amount: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-    payer: Annotated[str, msgspec.Meta(min_length=1, max_length=256)] = EVERYONE
-
-
-class Word(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of POST /api/topups/ID/... ."""
-
-    reason: Annotated[str, msgspec.Meta(max_length=300)] = ""
-    landed: bool | None = None
-    """Of `decide`: whether the money came."""
-    by: Annotated[str, msgspec.Meta(max_length=100)] = ""
-    """Who says so, for the audit trail."""
 
 
 class _ProblemError(Exception):
@@ -370,10 +351,10 @@ class _Rooms:
         return _json(found[0] if found else {})
 
     async def policy(self, _request: web.Request) -> web.Response:
-        return _json(_policy(self._control.house))
+        return _json(policy_json(self._control.house))
 
     async def adjust(self, request: web.Request) -> web.Response:
-        asked = _read(await _body(request), Adjustment, "an adjustment")
+        asked = _read(await _body(request), AskedAdjustment, "an adjustment")
         who = _who(request, "")
         adjusting = self._control.adjust(asked.budget, asked.payer, asked.amount, asked.reason, who)
         corrected = await _of_ledger(_acceptable(adjusting))
@@ -384,7 +365,7 @@ class _Rooms:
 
     async def answer_topup(self, request: web.Request) -> web.Response:
         body = await _body(request)
-        asked = _read(body or b"{}", Word, "a word on a top-up")
+        asked = _read(body or b"{}", AskedWord, "a word on a top-up")
         remote = f"admin API from {request.remote or 'unknown'}"
         who = f"{asked.by}, {remote}" if asked.by else remote
         answering = self._control.answer_topup(
@@ -507,7 +488,7 @@ def _read(body: bytes, kind: type[_T], what: str) -> _T:
         raise _ProblemError(400, f"The body is not {what}: {error}") from error
 
 
-def _answer(verb: str, asked: Word) -> TopUpAnswer:
+def _answer(verb: str, asked: AskedWord) -> TopUpAnswer:
     """The answer to an attempt to top up that a request gives."""
     if verb == "decide":
         if asked.landed is None:
@@ -580,61 +561,6 @@ def _accounts(
     kept = _filtered(accounts, house, query)
     shown = accounts_json((account.as_json() for account in kept), runways)
     return _json({"accounts": shown})
-
-
-def _policy(house: House) -> dict[str, Any]:
-    """What may be shown of a policy: an allowlist, so that a new secret field stays secret."""
-    return {
-        "listen": _address(house.listen),
-        "admin": _address(house.admin),
-        "ledger": house.ledger.partition(":")[0],
-        "upstreams": [_upstream(upstream) for upstream in house.upstreams.values()],
-        "services": [_service(service) for service in house.services.values()],
-        "budgets": [_budget(budget) for budget in house.budgets],
-    }
-
-
-def _address(address: tuple[str, int]) -> str:
-    host, port = address
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _upstream(upstream: Upstream) -> dict[str, Any]:
-    return {
-        "name": upstream.name,
-        "host": urlsplit(upstream.url).hostname or "",
-        "mount": upstream.mount,
-        "tariff": upstream.tariff.name,
-        "dialect": upstream.dialect,
-        "currency": upstream.currency,
-    }
-
-
-def _service(service: Service) -> dict[str, Any]:
-    return {
-        "name": service.name,
-        "labels": dict(service.labels),
-        "priority": service.priority,
-        "weight": service.weight,
-    }
-
-
-def _budget(budget: Budget) -> dict[str, Any]:
-    return {
-        "name": budget.name,
-        "limit": shown_limit(budget, EVERYONE),
-        "limits": {payer: exact(limit, budget.unit) for payer, limit in budget.limits.items()},
-        "per": budget.span.per,
-        "timezone": budget.span.zone,
-        "for_each": [str(part) for part in budget.for_each],
-        "when": [_condition(condition) for condition in budget.when],
-        "on_shortfall": budget.on_shortfall,
-        "max_wait_s": budget.max_wait_s,
-    }
-
-
-def _condition(condition: Condition) -> dict[str, Any]:
-    return {"key": condition.key, "any_of": list(condition.globs), "not": condition.negate}
 
 
 def _json(document: Any, status: int = 200) -> web.Response:

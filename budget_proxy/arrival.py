@@ -17,13 +17,15 @@ import msgspec
 from budget_proxy import credential
 from budget_proxy.call import Call
 from budget_proxy.core import headers as header_rules
+from budget_proxy.core.document import Document
 from budget_proxy.core.guards import check_first_lines
 from budget_proxy.core.headers import Index
 from budget_proxy.core.house import House, Service, Upstream
+from budget_proxy.core.rate import Rate
 from budget_proxy.core.reading import Reading
 from budget_proxy.core.refusal import Reason, RefusedError, refuse
+from budget_proxy.core.route import Route
 from budget_proxy.core.target import Target, check_host, check_separators, parse_target
-from budget_proxy.core.tariff import Document, Rate, Route
 from budget_proxy.identify import identify
 
 MAX_PREFER_S = 86_400

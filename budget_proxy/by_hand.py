@@ -1,4 +1,5 @@
-"""What a person asks for by hand: a pause, its end, another balance. Pure.
+"""What a person asks for by hand: a pause, its end, another balance, an adjustment, and what they
+say to a top-up. Pure.
 
 Each is the body of a request to the admin port, read here and checked against the policy in force.
 What cannot be meant raises ValueError, whose message says what to write instead.
@@ -12,6 +13,7 @@ from typing import Annotated, NamedTuple
 
 import msgspec
 
+from budget_proxy.core.budget import EVERYONE
 from budget_proxy.core.house import House
 from budget_proxy.core.money import parse_amount, show
 from budget_proxy.core.stops import MAX_WHY, Scope
@@ -54,6 +56,25 @@ class AskedBalance(msgspec.Struct, forbid_unknown_fields=True):
     balance: Text | None = None
     add: Text | None = None
     by: Annotated[str, msgspec.Meta(max_length=100)] = ""
+
+
+class AskedAdjustment(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /api/adjust."""
+
+    budget: Name
+    amount: Text
+    reason: Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
+    payer: Name = EVERYONE
+
+
+class AskedWord(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of POST /api/topups/ID/... ."""
+
+    reason: Annotated[str, msgspec.Meta(max_length=300)] = ""
+    landed: bool | None = None
+    """Of `decide`: whether the money came."""
+    by: Annotated[str, msgspec.Meta(max_length=100)] = ""
+    """Who says so, for the audit trail."""
 
 
 class Entered(NamedTuple):

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from budget_proxy.core.money import NANOS
-from budget_proxy.core.tariff import ModelOverride, Rate, Rates
+from budget_proxy.core.rate import ModelOverride, Rate, Rates
 
 if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, Provider
@@ -43,7 +43,7 @@ class UnknownSourceError(ValueError):
 
 
 class Catalogue:
-    """The rates of one provider's models (a `core.tariff.ModelPrices`)."""
+    """The rates of one provider's models (a `core.rate.ModelPrices`)."""
 
     def __init__(
         self,

@@ -23,9 +23,9 @@ from typing import NamedTuple
 from budget_proxy.core.binding import payer_of
 from budget_proxy.core.book import AccountState, Adjust, Entry, OpenHold
 from budget_proxy.core.budget import Budget, Facts
+from budget_proxy.core.document import Document
 from budget_proxy.core.money import show
 from budget_proxy.core.refusal import RefusedError
-from budget_proxy.core.tariff import Document
 from budget_proxy.core.window import Window
 from budget_proxy.ledgers import BudgetRow, Ledger
 from budget_proxy.records import about_correction, amounts_of, estimate_of, facts_of

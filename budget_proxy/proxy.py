@@ -42,6 +42,7 @@ from budget_proxy.core.book import (
     Settle,
 )
 from budget_proxy.core.budget import Facts
+from budget_proxy.core.document import Document
 from budget_proxy.core.estimate import estimate, model_of
 from budget_proxy.core.events import (
     Event,
@@ -54,8 +55,8 @@ from budget_proxy.core.house import House, Upstream
 from budget_proxy.core.learned import Learned
 from budget_proxy.core.meter import Figures, Meter, meter_for
 from budget_proxy.core.refusal import MONEY_REASONS, Reason, Refusal, RefusedError, refuse
+from budget_proxy.core.route import Route
 from budget_proxy.core.settlement import Course, settle
-from budget_proxy.core.tariff import Document, Route
 from budget_proxy.dialects import render
 from budget_proxy.fail_open import FailOpen
 from budget_proxy.hearing import Hearing, hearing_of

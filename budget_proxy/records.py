@@ -16,8 +16,8 @@ from budget_proxy.core.budget import Facts
 from budget_proxy.core.estimate import Estimate
 from budget_proxy.core.house import Service, Upstream
 from budget_proxy.core.learned import Class
+from budget_proxy.core.route import Route
 from budget_proxy.core.settlement import Settlement
-from budget_proxy.core.tariff import Route
 
 _encode = msgspec.json.Encoder().encode
 

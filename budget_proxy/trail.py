@@ -14,8 +14,8 @@ from budget_proxy.core.estimate import Estimate
 from budget_proxy.core.events import CallEnded, Outcome, Overrun, Stage
 from budget_proxy.core.house import Service, Upstream
 from budget_proxy.core.refusal import Refusal, Shortfall
+from budget_proxy.core.route import Route
 from budget_proxy.core.settlement import Settlement
-from budget_proxy.core.tariff import Route
 
 
 @dataclass(slots=True)

@@ -35,6 +35,21 @@ upstreams:
 services:
   tests: {key: test-key-0000, labels: {team: tests}}
 """
+TOO_LOW = """
+listen: 127.0.0.1:0
+admin: 127.0.0.1:0
+upstreams:
+  chat:
+    url: ${SANDBOX}
+    tariff:
+      - match: {method: POST, path: /v1/chat/completions}
+        quantities:
+          output_tokens: {before: 10, after: {json: usage.completion_tokens}}
+        price: {output_tokens: 0.001 USD}
+services:
+  tests: {key: test-key-0000}
+"""
+"""A policy with a tariff whose ceiling is of ten tokens, whatever is asked for."""
 GENEROUS = "budgets: {company: {limit: 1000 USD, per: total}}\n"
 
 

@@ -16,13 +16,15 @@ from msgspec.structs import replace
 
 from budget_proxy.arrival import decoded
 from budget_proxy.catalogue import Catalogue
+from budget_proxy.core.document import Document
 from budget_proxy.core.estimate import Estimate, estimate
 from budget_proxy.core.headers import by_name
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.meter import Figures, Meter, meter_for
+from budget_proxy.core.rate import Rate
 from budget_proxy.core.reading import Reading
 from budget_proxy.core.refusal import Reason, Refusal, RefusedError
-from budget_proxy.core.tariff import Document, Rate, Route
+from budget_proxy.core.route import Route
 from budget_proxy.policy import load
 
 UNHURRIED = settings(

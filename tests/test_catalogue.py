@@ -20,7 +20,7 @@ from pricing_support import NOW_S, priced, route_of, shipped
 from budget_proxy import catalogue
 from budget_proxy.catalogue import Catalogue, UnknownSourceError
 from budget_proxy.core.estimate import OUTPUT, cost_of
-from budget_proxy.core.tariff import ModelOverride, Rate, Rates
+from budget_proxy.core.rate import ModelOverride, Rate, Rates
 
 NOTHING: dict[str, Any] = {}
 PROVIDERS = {provider.id: provider for provider in providers}

@@ -32,7 +32,7 @@ from budget_proxy.core import events, house, settlement
 from budget_proxy.core.balance import Watch
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.refusal import REASONS
-from budget_proxy.core.tariff import Route
+from budget_proxy.core.route import Route
 from budget_proxy.core.topup import Plan
 from budget_proxy.metrics.families import FAMILIES
 from budget_proxy.policy import check, load

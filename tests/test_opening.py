@@ -17,6 +17,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from callers import calling
 from harness import AUTH, house_of, running_sandbox
 from processes import GEO, Gate, run, serving, status_of
 from processes import POLICY as SERVED
@@ -454,18 +455,14 @@ def test_a_reload_under_load_loses_no_call(tmp_path: Path, cuts: tuple[str, ...]
     async def story() -> None:
         async with town(tmp_path) as place:
             await place.restart(f"a: {{limit: {cuts[-1]}}}")
-            enough = asyncio.Event()
             made: list[int] = []
 
-            async def caller() -> None:
-                while not enough.is_set():
-                    made.extend(await place.call())
+            async def call() -> None:
+                made.extend(await place.call())
 
-            callers = [asyncio.create_task(caller()) for _ in range(8)]
-            for cut in cuts * 3:
-                await place.reload(f"a: {{limit: {cut}}}")
-            enough.set()
-            await asyncio.gather(*callers)
+            async with calling(call, 8):
+                for cut in cuts * 3:
+                    await place.reload(f"a: {{limit: {cut}}}")
             assert set(made) == {200}
             # What was under way at a change is counted at its hold, which here is its cost.
             assert await place.spent() == {("a", "(all)"): len(made) * CALL}

@@ -16,9 +16,9 @@ from budget_proxy import janitor, opening
 from budget_proxy.core.binding import Binding
 from budget_proxy.core.book import Adjust, Held, Hold, Outcome, Settle
 from budget_proxy.core.budget import EVERYONE, Facts
+from budget_proxy.core.document import Document
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.retention import MIN_RETENTION_S, RETENTION_S
-from budget_proxy.core.tariff import Document
 from budget_proxy.core.window import Span
 from budget_proxy.janitor import Forgetting
 from budget_proxy.ledgers.sqlite import SqliteLedger

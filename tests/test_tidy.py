@@ -57,7 +57,8 @@ MONEY = (
     *(f"core/{name}.py" for name in ("binding", "book", "estimate", "jsonpath", "learned")),
     "core/meter.py",
     "core/money.py",
-    *("core/settlement.py", "core/spans.py", "core/tariff.py", "sandbox/bank.py"),
+    *(f"core/{name}.py" for name in ("figure", "rate", "route", "settlement", "sheet", "source")),
+    *("core/spans.py", "sandbox/bank.py"),
     *(f"sandbox/{name}.py" for name in ("prices", "purse", "topups")),
 )
 """Where amounts are made: not even the constant 0.5 may stand there."""

@@ -452,13 +452,19 @@ def test_more_than_can_be_is_refused() -> None:
 # -- several machines ------------------------------------------------------------------------------
 
 
+async def looking(rig: Rig) -> tuple[Rig, Rig]:
+    """Two of them on one ledger; each has looked once, the first of them first."""
+    one = Rig(ledger=rig.ledger, shared=True, owner="one")
+    two = Rig(ledger=rig.ledger, shared=True, owner="two")
+    for machine in (one, two):
+        await machine.begin()
+        await machine.watch.look("a")
+    return one, two
+
+
 def test_of_two_machines_one_asks_and_both_know() -> None:
     async def story(rig: Rig) -> None:
-        one = Rig(ledger=rig.ledger, shared=True, owner="one")
-        two = Rig(ledger=rig.ledger, shared=True, owner="two")
-        for machine in (one, two):
-            await machine.begin()
-            await machine.watch.look("a")
+        one, two = await looking(rig)
         assert (one.provider.asked, two.provider.asked) == (1, 0)
         assert (one.watch.leads, two.watch.leads) == (True, False)
         assert (await two.view()).amount == 100 * USD
@@ -487,11 +493,7 @@ def test_a_machine_whose_policy_has_another_balance_does_not_keep_others_from_lo
 
 def test_a_machine_that_stops_gives_its_duties_up() -> None:
     async def story(rig: Rig) -> None:
-        one = Rig(ledger=rig.ledger, shared=True, owner="one")
-        two = Rig(ledger=rig.ledger, shared=True, owner="two")
-        for machine in (one, two):
-            await machine.begin()
-            await machine.watch.look("a")
+        one, two = await looking(rig)
         one.watch.stop()
         await one.watch.give_up()
         await two.watch.look("a")

@@ -9,4 +9,12 @@ estimate   the ceiling of one call        meter     the actual figures in an ans
 book       holds, settlements, accounts   refusal   why a call may not pass, and what to say
 spans      where a JSON member stands     target    the one canonical form of a request target
 events     what happened, as frozen facts
+
+A tariff, from the whole to its parts:
+
+tariff     the routes of one API          route     which requests it covers, and all it reads
+quantity   what a route counts            rate      what a piece of it costs
+source     where its figure comes from    figure    what of a JSON value is one
+document   a request, or an answer        place     where a value stands in it, and tests of that
+sheet      an answer's places, in one walk
 """

@@ -14,8 +14,9 @@ from budget_proxy.core.budget import (
     Facts,
     PayerPart,
 )
+from budget_proxy.core.document import Document
+from budget_proxy.core.place import json_place
 from budget_proxy.core.refusal import Reason, refuse
-from budget_proxy.core.tariff import Document, json_place
 
 MAX_CACHED = 10_000
 _NOTHING = Document()

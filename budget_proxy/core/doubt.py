@@ -9,8 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from budget_proxy.core.document import Document
 from budget_proxy.core.estimate import OUTPUT
-from budget_proxy.core.tariff import Document, Route, json_place, text_bytes
+from budget_proxy.core.figure import text_bytes
+from budget_proxy.core.place import json_place
+from budget_proxy.core.route import Route
 
 TOTALS = ("total_tokens", "totalTokens", "totalTokenCount")
 """What APIs call the sum of all tokens (facts: OpenAI and its kin, Bedrock, Gemini)."""

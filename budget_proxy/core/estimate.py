@@ -14,24 +14,15 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from budget_proxy.core.document import Document
+from budget_proxy.core.figure import MAX_QUANTITY, BadQuantityError, whole
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.money import MAX_AMOUNT, show
+from budget_proxy.core.place import Place, json_place
+from budget_proxy.core.rate import MILLION, Rates
 from budget_proxy.core.refusal import Reason, refuse
+from budget_proxy.core.route import OutputBound, Part, Route, Unbounded
 from budget_proxy.core.spans import put
-from budget_proxy.core.tariff import (
-    MAX_QUANTITY,
-    MILLION,
-    BadQuantityError,
-    Document,
-    OutputBound,
-    Part,
-    Place,
-    Rates,
-    Route,
-    Unbounded,
-    json_place,
-    whole,
-)
 
 OUTPUT = "output_tokens"
 MAX_MODEL_LENGTH = 200

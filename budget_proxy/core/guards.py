@@ -12,20 +12,11 @@ from collections.abc import Iterable, Iterator
 from urllib.parse import unquote_plus
 
 from budget_proxy.core.headers import HeaderList
+from budget_proxy.core.place import Place, Test, json_place
 from budget_proxy.core.refusal import Reason, RefusedError, refuse
+from budget_proxy.core.route import Route
+from budget_proxy.core.source import places_of
 from budget_proxy.core.target import Target, pairs
-from budget_proxy.core.tariff import (
-    Combined,
-    Count,
-    Length,
-    Number,
-    Place,
-    Route,
-    Shaped,
-    Source,
-    Test,
-    json_place,
-)
 
 
 def tests_of(route: Route) -> Iterator[Test]:
@@ -33,20 +24,6 @@ def tests_of(route: Route) -> Iterator[Test]:
     yield from route.tests
     yield from (rule.test for rule in route.unbounded)
     yield from (test for quantity in route.quantities for test in quantity.possible)
-
-
-def places_of(source: Source) -> Iterator[Place]:
-    """Where a source is read."""
-    match source:
-        case Number(places):
-            yield from places
-        case Length(place) | Count(place):
-            yield place
-        case Combined(parts=parts):
-            for part in parts:
-                yield from places_of(part)
-        case Shaped(source=inner):
-            yield from places_of(inner)
 
 
 def places(route: Route) -> Iterator[Place]:

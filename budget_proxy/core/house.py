@@ -8,8 +8,9 @@ from typing import Literal
 
 from budget_proxy.core.balance import Watch
 from budget_proxy.core.budget import Budget
+from budget_proxy.core.rate import ModelPrices
 from budget_proxy.core.retention import RETENTION_S
-from budget_proxy.core.tariff import ModelPrices, Tariff
+from budget_proxy.core.tariff import Tariff
 from budget_proxy.core.verdict import Rules
 from budget_proxy.core.webhook import Webhook
 

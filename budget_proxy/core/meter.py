@@ -14,20 +14,13 @@ from typing import Any, Protocol
 
 import msgspec
 
+from budget_proxy.core.document import Document
 from budget_proxy.core.doubt import says_more, tells_nothing
+from budget_proxy.core.figure import MAX_QUANTITY, BadQuantityError, text_bytes
 from budget_proxy.core.headers import Index
-from budget_proxy.core.tariff import (
-    MAX_QUANTITY,
-    BadQuantityError,
-    Combined,
-    Document,
-    Place,
-    Route,
-    Source,
-    Streaming,
-    Test,
-    text_bytes,
-)
+from budget_proxy.core.place import Place, Test
+from budget_proxy.core.route import Route, Streaming
+from budget_proxy.core.source import Combined, Source
 
 MAX_ANSWER = 4 * 1024 * 1024
 """Decoded bytes of one answer kept for reading; of a longer one the end is searched."""

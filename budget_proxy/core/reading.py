@@ -17,24 +17,14 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
+from budget_proxy.core.document import Document
 from budget_proxy.core.guards import beside_the_body, places, tests_of
+from budget_proxy.core.place import Place, needle_of
+from budget_proxy.core.quantity import Quantity
 from budget_proxy.core.refusal import Reason, refuse
+from budget_proxy.core.route import OutputBound, Route
+from budget_proxy.core.source import Combined, Constant, Count, Length, Number, Shaped, Source
 from budget_proxy.core.spans import DuplicateError, check_guarded
-from budget_proxy.core.tariff import (
-    Combined,
-    Constant,
-    Count,
-    Document,
-    Length,
-    Number,
-    OutputBound,
-    Place,
-    Quantity,
-    Route,
-    Shaped,
-    Source,
-    needle_of,
-)
 
 MAX_NARROWED = 512
 TYPE = b'"type"'

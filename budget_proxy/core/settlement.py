@@ -29,7 +29,8 @@ from budget_proxy.core.estimate import OUTPUT, Estimate, amounts_of, cost_of
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.meter import Figures
 from budget_proxy.core.money import MAX_AMOUNT, ceil_div
-from budget_proxy.core.tariff import Rates, Route
+from budget_proxy.core.rate import Rates
+from budget_proxy.core.route import Route
 
 PARTIAL_MARGIN_PERMILLE = 1150
 """Generation goes on a little after we hang up: measured by others at up to 14 %."""

@@ -10,7 +10,7 @@ from budget_proxy.core.alert import Threshold
 from budget_proxy.core.book import FROM_LEDGER
 from budget_proxy.core.budget import FACT_KEYS, Budget, Condition, PayerPart
 from budget_proxy.core.house import Service, Upstream
-from budget_proxy.core.tariff import Route
+from budget_proxy.core.route import Route
 from budget_proxy.core.window import Span
 from budget_proxy.policy.alerts import Shares, given_thresholds
 from budget_proxy.policy.effective import (

@@ -1,4 +1,5 @@
-"""Places, tests and quantity sources of the tariff language, built as `core.tariff` values.
+"""Places, tests and quantity sources of the tariff language, built as values of `core.place`
+and `core.source`.
 
 Every function takes the spot it reads at and says there what is wrong; what it then returns only
 fills the gap until the load is refused.
@@ -11,18 +12,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
-from budget_proxy.core.tariff import (
+from budget_proxy.core.place import Place, Test, json_place
+from budget_proxy.core.source import (
     BodyBytes,
     Combined,
     Constant,
     Count,
     Length,
     Number,
-    Place,
     Shaped,
     Source,
-    Test,
-    json_place,
 )
 from budget_proxy.policy.entry import Entry
 from budget_proxy.policy.mistakes import listed, quoted, suggest

@@ -16,21 +16,11 @@ from importlib.resources.abc import Traversable
 from pydantic import ValidationError
 
 from budget_proxy.core.guards import guards_of
-from budget_proxy.core.tariff import (
-    CredentialPlace,
-    ModelOverride,
-    ModelPrices,
-    OutputBound,
-    Part,
-    Place,
-    Quantity,
-    Rate,
-    Route,
-    Streaming,
-    Tariff,
-    Test,
-    Unbounded,
-)
+from budget_proxy.core.place import Place, Test
+from budget_proxy.core.quantity import Quantity
+from budget_proxy.core.rate import ModelOverride, ModelPrices, Rate
+from budget_proxy.core.route import OutputBound, Part, Route, Streaming, Unbounded
+from budget_proxy.core.tariff import CredentialPlace, Tariff
 from budget_proxy.policy.entry import SAID_KEY, sentence
 from budget_proxy.policy.mistakes import Mistake, listed, quoted, suggest
 from budget_proxy.policy.nodes import TreeError, decode, plain, read_tree

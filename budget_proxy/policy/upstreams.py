@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from budget_proxy.core.house import Timeouts, Upstream
 from budget_proxy.core.money import is_currency
-from budget_proxy.core.tariff import ModelPrices, Tariff
+from budget_proxy.core.rate import ModelPrices
+from budget_proxy.core.tariff import Tariff
 from budget_proxy.policy.authorities import ca_file
 from budget_proxy.policy.balances import build_watch
 from budget_proxy.policy.credentials import checked, placed

@@ -10,9 +10,9 @@ from msgspec import structs
 from budget_proxy.core.binding import MAX_CACHED, Binding
 from budget_proxy.core.book import AccountState
 from budget_proxy.core.budget import Budget, Condition, Facts, PayerPart
+from budget_proxy.core.document import Document
 from budget_proxy.core.headers import by_name
 from budget_proxy.core.refusal import Reason, RefusedError
-from budget_proxy.core.tariff import Document
 from budget_proxy.core.window import Span
 from budget_proxy.roster import Roster
 

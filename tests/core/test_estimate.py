@@ -12,25 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pricing_support import NOW_S, UNHURRIED, Prices, priced, refused, route_of, shipped
 
+from budget_proxy.core.document import Document
 from budget_proxy.core.estimate import OUTPUT, Estimate, cost_of, estimate, find_parts
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.money import MAX_AMOUNT
+from budget_proxy.core.place import Place, Test, json_place
+from budget_proxy.core.quantity import Quantity
+from budget_proxy.core.rate import Rate
 from budget_proxy.core.refusal import Reason, RefusedError
-from budget_proxy.core.tariff import (
-    BodyBytes,
-    Combined,
-    Document,
-    Length,
-    Number,
-    Place,
-    Quantity,
-    Rate,
-    Route,
-    Streaming,
-    Tariff,
-    Test,
-    json_place,
-)
+from budget_proxy.core.route import Route, Streaming
+from budget_proxy.core.source import BodyBytes, Combined, Length, Number
+from budget_proxy.core.tariff import Tariff
 
 OPENAI = shipped("openai")
 ANTHROPIC = shipped("anthropic")

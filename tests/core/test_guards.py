@@ -5,26 +5,21 @@ from __future__ import annotations
 import pytest
 
 from budget_proxy.core.guards import beside_the_body, check_first_lines, guards_of
+from budget_proxy.core.place import Place, Test, json_place
+from budget_proxy.core.quantity import Quantity
 from budget_proxy.core.refusal import Reason, RefusedError
-from budget_proxy.core.target import parse_target
-from budget_proxy.core.tariff import (
+from budget_proxy.core.route import OutputBound, Route, Streaming, Unbounded
+from budget_proxy.core.source import (
     BodyBytes,
     Combined,
     Constant,
     Count,
     Length,
     Number,
-    OutputBound,
-    Place,
-    Quantity,
-    Route,
     Shaped,
     Source,
-    Streaming,
-    Test,
-    Unbounded,
-    json_place,
 )
+from budget_proxy.core.target import parse_target
 
 
 def route(*sources: Source, **more: object) -> Route:

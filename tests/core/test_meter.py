@@ -19,24 +19,15 @@ from hypothesis import strategies as st
 from pricing_support import UNHURRIED, meter, read, route_of, shipped
 
 from budget_proxy.core import meter as meters
+from budget_proxy.core.document import Document
+from budget_proxy.core.figure import MAX_QUANTITY, BadQuantityError
 from budget_proxy.core.headers import by_name
 from budget_proxy.core.meter import EventMeter, Figures
-from budget_proxy.core.tariff import (
-    MAX_QUANTITY,
-    BadQuantityError,
-    Combined,
-    Constant,
-    Count,
-    Document,
-    Number,
-    Path,
-    Place,
-    Quantity,
-    Rate,
-    Route,
-    Shaped,
-    json_place,
-)
+from budget_proxy.core.place import Path, Place, json_place
+from budget_proxy.core.quantity import Quantity
+from budget_proxy.core.rate import Rate
+from budget_proxy.core.route import Route
+from budget_proxy.core.source import Combined, Constant, Count, Number, Shaped
 
 CHAT = route_of(shipped("openai"), "chat")
 RESPONSES = route_of(shipped("openai"), "responses")

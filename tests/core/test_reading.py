@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pricing_support import UNHURRIED, priced, route_of, shipped
 
+from budget_proxy.core.document import Document
 from budget_proxy.core.reading import Reading, narrowed
 from budget_proxy.core.refusal import Reason, RefusedError
-from budget_proxy.core.tariff import Constant, Document
+from budget_proxy.core.source import Constant
 
 OPENAI = shipped("openai")
 CHAT = route_of(OPENAI, "chat")

@@ -11,26 +11,20 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from pricing_support import NOW_S, UNHURRIED, Prices
 
+from budget_proxy.core.document import Document
 from budget_proxy.core.estimate import OUTPUT, Estimate, estimate
+from budget_proxy.core.figure import MAX_QUANTITY
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.meter import Figures
 from budget_proxy.core.money import MAX_AMOUNT
+from budget_proxy.core.place import Test as Told
+from budget_proxy.core.place import json_place
+from budget_proxy.core.quantity import Quantity
+from budget_proxy.core.rate import Rate
+from budget_proxy.core.route import OutputBound, Route, Unbounded
 from budget_proxy.core.settlement import Course, Settlement, settle
-from budget_proxy.core.tariff import (
-    MAX_QUANTITY,
-    BodyBytes,
-    Constant,
-    Document,
-    Number,
-    OutputBound,
-    Quantity,
-    Rate,
-    Route,
-    Tariff,
-    Unbounded,
-    json_place,
-)
-from budget_proxy.core.tariff import Test as Told
+from budget_proxy.core.source import BodyBytes, Constant, Number
+from budget_proxy.core.tariff import Tariff
 
 IN, CACHED = "input_tokens", "cached_tokens"
 CHAT = Route(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from budget_proxy.core.house import House
-from budget_proxy.core.tariff import ModelOverride
+from budget_proxy.core.rate import ModelOverride
 from budget_proxy.policy import Checked, check
 
 HERE = Path(__file__).parent

@@ -8,22 +8,19 @@ from typing import Any
 import pytest
 from policy_support import APP, DAY, TARIFFS, loaded
 
-from budget_proxy.core.tariff import (
+from budget_proxy.core.document import Document
+from budget_proxy.core.place import Place, Test, json_place
+from budget_proxy.core.rate import Rate
+from budget_proxy.core.route import Part, Route
+from budget_proxy.core.source import (
     BodyBytes,
     Combined,
     Constant,
     Count,
-    Document,
     Length,
     Number,
-    Part,
-    Place,
-    Rate,
-    Route,
     Shaped,
     Source,
-    Test,
-    json_place,
 )
 from budget_proxy.policy import Catalogue, PolicyError
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import textwrap
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from harness import BASE, GENEROUS, Rig, chat, house_of, running
+from harness import BASE, GENEROUS, TOO_LOW, Rig, chat, house_of, running
 
 from budget_proxy import relearning
 from budget_proxy.core.events import CeilingMoved
@@ -128,26 +127,11 @@ def test_a_restart_remembers_from_the_last_entries_of_the_ledger(
 
 
 def test_a_tariff_that_was_mended_begins_again_at_its_ceilings(tmp_path: Path) -> None:
-    low = """
-    listen: 127.0.0.1:0
-    admin: 127.0.0.1:0
-    upstreams:
-      chat:
-        url: ${SANDBOX}
-        tariff:
-          - match: {method: POST, path: /v1/chat/completions}
-            quantities:
-              output_tokens: {before: 10, after: {json: usage.completion_tokens}}
-            price: {output_tokens: 0.001 USD}
-    services:
-      tests: {key: test-key-0000}
-    """
-
     async def story() -> None:
-        async with running(tmp_path, base=textwrap.dedent(low)) as rig:
+        async with running(tmp_path, base=TOO_LOW) as rig:
 
             async def hold_after(policy: str) -> int:
-                text = textwrap.dedent(policy) + GENEROUS
+                text = policy + GENEROUS
                 house = house_of(text, tmp_path, SANDBOX=rig.sandbox_url)
                 rig.app._load = lambda: house
                 # Ports are those that were found; the policy asks for any.
@@ -157,8 +141,9 @@ def test_a_tariff_that_was_mended_begins_again_at_its_ceilings(tmp_path: Path) -
 
             assert (await rig.post("/chat/v1/chat/completions", chat(16)))[0] == 200
             assert rig.calls[-1].held == 10_000_000
-            assert await hold_after(low) == 17_600_000, "the same tariff: nothing is forgotten"
-            assert await hold_after(low.replace("before: 10", "before: 16")) == 16_000_000
+            assert await hold_after(TOO_LOW) == 17_600_000, "the same tariff: nothing is forgotten"
+            mended = TOO_LOW.replace("before: 10", "before: 16")
+            assert await hold_after(mended) == 16_000_000
 
     asyncio.run(story())
 

@@ -10,29 +10,29 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
-import aiohttp
 import pytest
+from callers import CALLERS, Geocoders
 from fault_proxy import FaultProxy, Way
 from fault_rounds import FAULTS, TIMEOUT_S, dice, rounds
 from harness import running_sandbox
 from polling import eventually
 from postgres_server import PostgresServer, running_server
-from processes import AUTH, DEADLINE_S, GEO, POLICY, Process, run, until
+from processes import DEADLINE_S, POLICY, Process, run, until
 from test_workers import cap, charged, fleet, workers_of
 
 from budget_proxy.ledgers.postgres import PostgresLedger
 
-CALLERS = 6
 WORKERS = 2
 CONNECTIONS = 2 * (WORKERS + 1)
 """Each process has one to write and one to read."""
 OUTAGE_S = 2.0 if FAULTS else 0.5
 CUTS = 5 if FAULTS else 3
 """COMMIT answers that are lost in one outage."""
+ALL_OF_THEM = 3 * CALLERS
+"""So many served mean that everybody can have been."""
 
 Outage = Callable[[PostgresServer, FaultProxy], Awaitable[None]]
 
@@ -99,34 +99,6 @@ BRIEF: tuple[Outage, ...] = (killed, frozen, black_holed, cut)
 """With the tests; what the others do is tested elsewhere without a whole proxy."""
 
 
-class Load:
-    """Callers in a closed loop, who are served, or told that the ledger is down."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.seen: Counter[int] = Counter()
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        async with aiohttp.ClientSession(headers=AUTH) as session, asyncio.TaskGroup() as group:
-            for _ in range(CALLERS):
-                group.create_task(self._caller(session))
-
-    async def _caller(self, session: aiohttp.ClientSession) -> None:
-        while True:
-            async with session.get(self._url + GEO) as answer:
-                text = await answer.text()
-                assert answer.status in (200, 503), text
-                assert answer.status == 200 or "ledger_down" in text
-                self.seen[answer.status] += 1
-            await asyncio.sleep(0.01)
-
-    async def served(self) -> None:
-        """Wait until everybody can have been served again."""
-        enough = self.seen[200] + 3 * CALLERS
-        await until(lambda: self.seen[200] >= enough, f"nobody is served: {self.seen}")
-
-
 async def spent_at_rest(url: str) -> int:
     """What the accounts say once nothing is held."""
     ledger = await PostgresLedger.open(url)
@@ -174,28 +146,23 @@ def test_a_database_that_fails_and_is_back_has_lost_no_cent(
                 SANDBOX=sandbox,
             ) as process,
         ):
-            load = Load(process.url)
-            calling = asyncio.create_task(load.run())
-            await load.served()
-            before_kib = resident_kib(process)
-            for _ in range(rounds(1, 10)):
-                rng.shuffle(once)
-                for outage in once:
-                    began_s = time.monotonic()
-                    await outage(doomed, way)
-                    over_s = time.monotonic()
-                    await load.served()
-                    print(
-                        f"{outage.__name__} for {over_s - began_s:.1f} s; "
-                        f"served again after {time.monotonic() - over_s:.2f} s"
-                    )
-                    assert not calling.done(), calling
-            calling.cancel()
-            await asyncio.wait([calling])
-            assert calling.cancelled(), calling
+            async with Geocoders.calling(process.url) as callers:
+                await callers.more(200, ALL_OF_THEM)
+                before_kib = resident_kib(process)
+                for _ in range(rounds(1, 10)):
+                    rng.shuffle(once)
+                    for outage in once:
+                        began_s = time.monotonic()
+                        await outage(doomed, way)
+                        over_s = time.monotonic()
+                        await callers.more(200, ALL_OF_THEM)
+                        print(
+                            f"{outage.__name__} for {over_s - began_s:.1f} s; "
+                            f"served again after {time.monotonic() - over_s:.2f} s"
+                        )
             more_kib = resident_kib(process) - before_kib
-            print(f"{dict(load.seen)}; the workers grew by {more_kib} KiB")
-            assert load.seen[503], "the outages were felt"
+            print(f"{dict(callers.seen)}; the workers grew by {more_kib} KiB")
+            assert callers.seen[503], "the outages were felt"
             assert await charged(sandbox) == await spent_at_rest(doomed.url(database))
             await until(lambda: way.open <= CONNECTIONS, "connections are left behind")
             process.send(signal.SIGTERM)

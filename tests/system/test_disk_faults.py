@@ -14,8 +14,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import aiohttp
 import pytest
+from callers import CALLERS, Geocoders
 from disk_faults import (
     ANY_FILE,
     FOR_EVER,
@@ -29,11 +29,10 @@ from disk_faults import (
 )
 from fault_rounds import TIMEOUT_S, dice, rounds
 from harness import running_sandbox
-from processes import AUTH, GEO, POLICY, run, started, until
+from processes import POLICY, run, started, until
 from test_workers import at_rest, cap, charged, fleet
 
 pytestmark = [pytest.mark.by_option, pytest.mark.faults, pytest.mark.timeout(TIMEOUT_S)]
-CALLERS = 6
 MOST_SKIPPED = {ANY_FILE: 40, LOG: 40, LEDGER: 3}
 """The ledger file itself is only written when its log has grown long and is copied into it."""
 
@@ -50,35 +49,7 @@ def some_fault(rng: random.Random) -> Fault:
     )
 
 
-class Callers:
-    """Some in a closed loop, who are served, or told that the ledger is down."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self.seen: Counter[int] = Counter()
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        async with aiohttp.ClientSession(headers=AUTH) as session, asyncio.TaskGroup() as group:
-            for _ in range(CALLERS):
-                group.create_task(self._caller(session))
-
-    async def _caller(self, session: aiohttp.ClientSession) -> None:
-        while True:
-            async with session.get(self._url + GEO) as answer:
-                text = await answer.text()
-                assert answer.status in (200, 503), text
-                assert answer.status == 200 or "ledger_down" in text
-                self.seen[answer.status] += 1
-            await asyncio.sleep(0.002 if answer.status == 200 else 0.02)
-
-    async def more(self, status: int, count: int) -> None:
-        """Wait until so many more were answered so."""
-        enough = self.seen[status] + count
-        await until(lambda: self.seen[status] >= enough, f"no {status}: {self.seen}")
-
-
-async def suffer(disk: FailingDisk, fault: Fault, callers: Callers) -> float:
+async def suffer(disk: FailingDisk, fault: Fault, callers: Geocoders) -> float:
     """One fault and its end; how long after it calls were served again."""
     disk.fail(fault)
     await until(lambda: disk.failed > 0, f"{fault}: it never gets so far")
@@ -101,19 +72,15 @@ def test_a_disk_that_fails_refuses_calls_and_no_cent_is_lost(workers: int, tmp_p
                 *(tmp_path, POLICY + cap("100000 USD"), workers), SANDBOX=sandbox, **disk.variables
             ) as process,
         ):
-            callers = Callers(process.url)
-            load = asyncio.create_task(callers.run())
-            await callers.more(200, 20)
-            assert disk.seen, "the disk is not the one that fails"
-            slowest_s = 0.0
-            for _ in range(rounds(0, 40)):
-                fault = some_fault(rng)
-                print(fault)
-                slowest_s = max(slowest_s, await suffer(disk, fault, callers))
-                assert not load.done(), load
-            load.cancel()
-            await asyncio.wait([load])
-            assert load.cancelled(), load
+            calling = Geocoders.calling(process.url, pause_s=0.002, pause_refused_s=0.02)
+            async with calling as callers:
+                await callers.more(200, 20)
+                assert disk.seen, "the disk is not the one that fails"
+                slowest_s = 0.0
+                for _ in range(rounds(0, 40)):
+                    fault = some_fault(rng)
+                    print(fault)
+                    slowest_s = max(slowest_s, await suffer(disk, fault, callers))
             print(f"{dict(callers.seen)}; served again after {slowest_s:.2f} s at most")
             assert await charged(sandbox) == await at_rest(tmp_path)
             process.send(signal.SIGTERM)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from harness import AUTH, Rig, chat, running
+from harness import AUTH, TOO_LOW, Rig, chat, running
 
 from budget_proxy.core.events import InvariantBroken, Overrun
 
@@ -106,22 +106,6 @@ def test_at_no_moment_is_more_spent_and_held_than_the_limit(tmp_path: Path, seed
             assert not [event for event in rig.events if isinstance(event, InvariantBroken)]
 
     asyncio.run(story())
-
-
-TOO_LOW = """
-listen: 127.0.0.1:0
-admin: 127.0.0.1:0
-upstreams:
-  chat:
-    url: ${SANDBOX}
-    tariff:
-      - match: {method: POST, path: /v1/chat/completions}
-        quantities:
-          output_tokens: {before: 10, after: {json: usage.completion_tokens}}
-        price: {output_tokens: 0.001 USD}
-services:
-  tests: {key: test-key-0000}
-"""
 
 
 def test_a_call_above_its_hold_is_recorded_in_full_and_alarmed(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from callers import calling
 from harness import BASE, house_of, running_sandbox
 from processes import AUTH, CAP, GEO, POLICY, Gate, Process, run, serving, status_of, until
 
@@ -183,26 +184,22 @@ def test_reloads_without_end_disturb_nobody(tmp_path: Path) -> None:
             serving(tmp_path, POLICY + CAP, SANDBOX=sandbox) as process,
         ):
             statuses: list[int] = []
-            enough = asyncio.Event()
 
-            async def caller() -> None:
-                while not enough.is_set():
-                    statuses.append(await status_of(session, process.url + GEO))
+            async def call() -> None:
+                statuses.append(await status_of(session, process.url + GEO))
 
-            callers = [asyncio.create_task(caller()) for _ in range(4)]
-            for number in range(15):
-                limit = f"{100 + number} USD"
-                mine = cap(limit).replace("  geo:\n", f"  geo:\n    credential: k{number}\n")
-                (tmp_path / "policy.yaml").write_text(mine)
-                told = process.err.count("the policy was reloaded")
-                for _ in range(3):
-                    process.send(signal.SIGHUP)
-                await until(
-                    lambda told=told: process.err.count("the policy was reloaded") > told,
-                    "it is not reloaded",
-                )
-            enough.set()
-            await asyncio.gather(*callers)
+            async with calling(call, 4):
+                for number in range(15):
+                    limit = f"{100 + number} USD"
+                    mine = cap(limit).replace("  geo:\n", f"  geo:\n    credential: k{number}\n")
+                    (tmp_path / "policy.yaml").write_text(mine)
+                    told = process.err.count("the policy was reloaded")
+                    for _ in range(3):
+                        process.send(signal.SIGHUP)
+                    await until(
+                        lambda told=told: process.err.count("the policy was reloaded") > told,
+                        "it is not reloaded",
+                    )
             assert set(statuses) == {200}
             now = await metrics(session, process)
             assert now["budget_proxy_invariant_violations_total"] == 0

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from callers import calling
 from fault_rounds import TIMEOUT_S, dice, rounds
 from harness import house_of, running_sandbox
 from postgres_server import PostgresServer
@@ -224,21 +225,15 @@ def test_every_worker_takes_its_share_and_one_scrape_has_them_all(tmp_path: Path
 async def under_load(process: Process, sandbox: str, harm: Callable[[], Any]) -> Counter[int]:
     """Calls one after the other from some callers, and harm done meanwhile."""
     found: Counter[int] = Counter()
-    over = asyncio.Event()
 
-    async def caller() -> None:
-        while not over.is_set():
-            found[await call(process.url)] += 1
+    async def one() -> None:
+        found[await call(process.url)] += 1
 
-    callers = [asyncio.create_task(caller()) for _ in range(8)]
-    try:
+    async with calling(one, 8):
         await until(lambda: found[200] > 20, "calls are served")
         await harm()
         before = found[200]
         await until(lambda: found[200] > before + 50, "calls are served again")
-    finally:
-        over.set()
-        await asyncio.gather(*callers)
     return found
 
 

@@ -13,8 +13,10 @@ from pricing_support import NOW_S, meter, priced, read, route_of, shipped
 
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.meter import Figures
+from budget_proxy.core.place import Place
+from budget_proxy.core.route import Route
 from budget_proxy.core.settlement import Course, Settlement, settle
-from budget_proxy.core.tariff import Place, Route, heads_of
+from budget_proxy.core.source import heads_of
 
 EXAMPLES = Path(__file__).parent / "examples"
 FLOOR = 10**9
