@@ -35,7 +35,7 @@ from budget_proxy.call_log import CallLog, Stream
 from budget_proxy.core import topup
 from budget_proxy.core.binding import Binding
 from budget_proxy.core.book import Adjusted, Release
-from budget_proxy.core.events import Event, LedgerChanged, Observer, PolicyReloaded
+from budget_proxy.core.events import Event, InvariantBroken, LedgerChanged, Observer, PolicyReloaded
 from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.learned import Learned
@@ -163,7 +163,11 @@ class App:
         LedgerRefusedError, LedgerDownError, OSError."""
         self._loop = asyncio.get_running_loop()
         self._ledger = await open_ledger(self.house.ledger, clock=self._clock, sole=self._keeps)
-        self._commit = GroupCommit(self._ledger, on_change=self._ledger_changed)
+        self._commit = GroupCommit(
+            self._ledger,
+            on_change=self._ledger_changed,
+            on_set_aside=lambda what: self._emit(InvariantBroken(what)),
+        )
         self._fail_open = FailOpen(LossFile(_loss_file(self.house)), self._commit, self._emit)
         self._binding = Binding(self.house.budgets)
         self._roster = Roster(self._clock)

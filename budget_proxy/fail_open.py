@@ -24,7 +24,7 @@ from budget_proxy.core.refusal import Barred
 from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.threads import answered
-from budget_proxy.loss_file import LossFile, Record, Unbooked, Wanted
+from budget_proxy.loss_file import LossFile, Record, Wanted
 from budget_proxy.records import passed_without_ledger
 
 logger = logging.getLogger(__name__)
@@ -110,11 +110,13 @@ class FailOpen:
         ended if that is known; how many calls it were. Raises OSError, LedgerDownError."""
         found = await self._in_thread(self._file.unbooked)
         others = [call for call in found if call.hold.id not in self._ours]
-        landing = [self._ledger.land(operation) for call in others for operation in _booking(call)]
-        if landing and (await asyncio.wait(landing, timeout=BOOK_S))[1]:
+        held = [self._ledger.land(call.hold) for call in others]
+        ended = [self._ledger.land(call.end) for call in others if call.end is not None]
+        if held and (await asyncio.wait([*held, *ended], timeout=BOOK_S))[1]:
             raise LedgerDownError("what passed without the ledger cannot be booked in it yet")
-        for call in others:
-            self._note(Record(booked=call.hold.id))
+        for call, landed in zip(others, held, strict=True):
+            if not landed.exception():
+                self._note(Record(booked=call.hold.id))
         return len(others)
 
     async def settled(self) -> None:
@@ -143,8 +145,11 @@ class FailOpen:
         asking.answer.add_done_callback(take_back)
 
     def _held(self, name: str, done: asyncio.Future[Outcome]) -> None:
-        """The hold is in the ledger; how the call ends goes there too."""
-        if not done.cancelled() and (ours := self._ours.get(name)) and not ours.ended:
+        """The hold is in the ledger; how the call ends goes there too. Where the ledger can never
+        keep it, the file does, and it counts on."""
+        if not done.cancelled() and done.exception():
+            self._ours.pop(name, None)
+        elif not done.cancelled() and (ours := self._ours.get(name)) and not ours.ended:
             self._booked(name, done)
 
     def _booked(self, name: str, done: asyncio.Future[Outcome]) -> None:
@@ -207,10 +212,6 @@ def _to_book(hold: Hold) -> Hold:
         about=passed_without_ledger(hold.about),
         fresh=False,
     )
-
-
-def _booking(call: Unbooked) -> list[Hold | Settle | Release]:
-    return [call.hold] if call.end is None else [call.hold, call.end]
 
 
 def _end(operation: Settle | Release) -> Record:

@@ -17,7 +17,7 @@ from budget_proxy.core.book import Ended, OpenHold, Outcome, Presume, Release
 from budget_proxy.core.events import Event, HoldPresumed, InvariantBroken
 from budget_proxy.core.retention import BEFORE_CALLS
 from budget_proxy.folding import sums
-from budget_proxy.ledgers import Clock, Ledger, LedgerDownError
+from budget_proxy.ledgers import Clock, Ledger, LedgerDownError, UnkeepableError
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.records import upstream_of
 
@@ -129,7 +129,12 @@ async def _presume(
     asked = [(hold, commit.commit(Presume(hold.id, why))) for hold in holds]
     ended = 0
     for hold, answer in asked:
-        outcome: Outcome = await answer
+        try:
+            outcome: Outcome = await answer
+        except UnkeepableError as error:
+            logger.error("hold %s cannot be ended: %s", hold.id, error)
+            emit(InvariantBroken(f"hold {hold.id} cannot be ended"))
+            continue
         if isinstance(outcome, Ended):
             ended += 1
             emit(HoldPresumed(hold.id, upstream_of(hold.about), why))

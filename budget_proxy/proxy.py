@@ -409,7 +409,7 @@ class Proxy:
     def _landed(self, done: asyncio.Future[Outcome]) -> None:
         if done.cancelled():
             return
-        outcome = done.result()
+        outcome = None if done.exception() else done.result()  # set aside, as was told
         if isinstance(outcome, AlreadyEnded | NoSuchHold):
             self._emit(InvariantBroken(f"a hold was not there to be settled: {outcome}"))
         if self._admission.waiting:

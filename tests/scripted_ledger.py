@@ -9,7 +9,7 @@ from typing import Any
 from memory_ledger import MemoryLedger
 
 from budget_proxy.core.book import Operation, Outcome
-from budget_proxy.ledgers import LedgerDownError, More, nothing_more
+from budget_proxy.ledgers import LedgerDownError, More, UnkeepableError, nothing_more
 
 SOON_S = 10.0
 """How long a test waits for what must happen; never how long anything takes."""
@@ -19,7 +19,8 @@ class ScriptedLedger(MemoryLedger):
     """Each commit takes the next word of the script, and is `ok` when there are no more.
 
     ok; fails (nothing kept); lands (all kept, and fails all the same); hangs (until `go_on`, and
-    then as the next word says); waits (the same, and asks for more after it).
+    then as the next word says); waits (the same, and asks for more after it). Where it is `ok`, no
+    batch with an id of `refuses` is kept.
     """
 
     def __init__(self, *script: str, clock: Callable[[], float] = lambda: 1_800_000_000.0) -> None:
@@ -27,6 +28,7 @@ class ScriptedLedger(MemoryLedger):
         self.script = list(script)
         self.batches: list[str] = []
         self.at_once = 0
+        self.refuses: set[str] = set()
         self.gate = asyncio.Event()
 
     def go_on(self) -> None:
@@ -51,6 +53,8 @@ class ScriptedLedger(MemoryLedger):
                 raise LedgerDownError("no disk")
             if word == "breaks":
                 raise ValueError("what is this?")
+            if not self.refuses.isdisjoint(operation.id for operation in batch):
+                raise UnkeepableError("no such name")
             outcomes = self.apply(batch)
             if word == "lands":
                 raise LedgerDownError("no answer from the disk")

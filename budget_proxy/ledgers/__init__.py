@@ -78,6 +78,12 @@ class LedgerDownError(Exception):
     whether it was. Every operation may be repeated: its id makes that harmless."""
 
 
+class UnkeepableError(LedgerDownError):
+    """The store can never keep one of these operations, because of what is in it, and kept nothing
+    of the batch. The others may be committed without it. To whoever need not tell the two apart it
+    is a ledger that could not be written."""
+
+
 class LedgerRefusedError(Exception):
     """The ledger cannot be used at all (not ours, newer, locked by another instance): the message
     names the remedy. Exit code 2."""
@@ -106,7 +112,7 @@ class Ledger(Protocol):
     ) -> Sequence[Outcome]:
         """Apply the operations in order in one durable transaction. A store that had to wait for
         its turn may ask for `more`, once: they and their outcomes come after those of the batch.
-        Raises LedgerDownError."""
+        Raises LedgerDownError; UnkeepableError where it is the fault of one of them."""
 
     def glance(self, hold: Hold) -> Short | None:
         """The refusal of a fresh hold that surely does not fit, if that can be told at once and

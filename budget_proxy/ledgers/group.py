@@ -10,19 +10,25 @@ Three promises beyond that of the ledger:
   is down for calls, and those that come until it answers are told so at once. Only the commit
   before, which was answered in time, can come on top;
 - what is given to `land` (settlements, releases) is tried again until it is in the ledger, in
-  order, before anything that came later.
+  order, before anything that came later;
+- an operation that the store can never keep holds up nobody: the batch is halved until that one is
+  alone, in two commits for each halving. A hold is refused then (UnkeepableError); what must land
+  is set aside (see `aside`), and `on_set_aside` told.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from budget_proxy.core.book import Hold, Operation, Outcome, Short
-from budget_proxy.ledgers import Ledger, LedgerDownError
+from budget_proxy.ledgers import Ledger, LedgerDownError, UnkeepableError
+from budget_proxy.ledgers.aside import told
 from budget_proxy.ledgers.patience import Countdown, Patience
 from budget_proxy.ledgers.pending import Asked, Pending
 
+logger = logging.getLogger(__name__)
 RETRY_FIRST_S = 0.05
 RETRY_MOST_S = 2.0
 LINGER_S = 0.002
@@ -41,6 +47,7 @@ class GroupCommit:
         deadline_s: float = 2.0,
         patience: Patience | None = None,
         on_change: Callable[[bool, str], None] = lambda _up, _why: None,
+        on_set_aside: Callable[[str], None] = lambda _what: None,
     ) -> None:
         self._ledger = ledger
         self._deadline_s = deadline_s
@@ -50,6 +57,7 @@ class GroupCommit:
         self._down_why = ""
         """While the next commit is not soon: why calls are refused at once."""
         self._on_change = on_change
+        self._on_set_aside = on_set_aside
         self._pending = Pending()
         self._task: asyncio.Task[None] | None = None
         self._lingering: asyncio.TimerHandle | None = None
@@ -63,7 +71,8 @@ class GroupCommit:
         return f"GroupCommit({state}: {committing} committing, {len(self._pending)} waiting)"
 
     def commit(self, operation: Operation) -> asyncio.Future[Outcome]:
-        """Commit one operation; the future raises LedgerDownError if that fails."""
+        """Commit one operation; the future raises LedgerDownError if that fails, UnkeepableError
+        where that is the operation's fault."""
         return self._enter(operation, must_land=False)
 
     def hold(self, operation: Hold) -> asyncio.Future[Outcome] | Short:
@@ -74,7 +83,8 @@ class GroupCommit:
         return self._enter(operation, must_land=False, is_call=True)
 
     def land(self, operation: Operation, *, may_linger: bool = False) -> asyncio.Future[Outcome]:
-        """Commit one operation however long it takes; awaiting the future is optional."""
+        """Commit one operation however long it takes; awaiting the future is optional. It raises
+        UnkeepableError where the operation was set aside."""
         return self._enter(operation, must_land=True, may_linger=may_linger)
 
     async def settled(self) -> None:
@@ -133,7 +143,8 @@ class GroupCommit:
     async def _commit(self) -> None:
         began_s = self._loop.time()
         self._hold_s = min(self._patience.wait_s(began_s), self._deadline_s)
-        self._over_s = began_s + self._deadline_s
+        if not self._pending.searching:
+            self._over_s = began_s + self._deadline_s
         self._next_slice(Countdown(self._hold_s, self._over_s))
         try:
             batch = [asked.operation for asked in self._pending.running]
@@ -141,7 +152,9 @@ class GroupCommit:
         except Exception as error:
             self._alarm.cancel()
             self._down_why = ""
-            await self._failed(str(error) or type(error).__name__)
+            why = str(error) or type(error).__name__
+            if not isinstance(error, UnkeepableError) or not self._pending.unkeepable(why):
+                await self._failed(why)
             return
         self._alarm.cancel()
         now_s = self._loop.time()
@@ -149,7 +162,13 @@ class GroupCommit:
         self._down_why = ""
         self._retry_s = RETRY_FIRST_S
         self._changed(True, "")
-        self._pending.answered(outcomes)
+        for asked, why in self._pending.answered(outcomes):
+            self._set_aside(asked.operation, why)
+
+    def _set_aside(self, operation: Operation, why: str) -> None:
+        what = told(operation, why)
+        logger.error("%s", what)
+        self._on_set_aside(what)
 
     async def _failed(self, why: str) -> None:
         self._changed(False, why)

@@ -41,6 +41,8 @@ NOTICES_THE_DEAD = 140000
 """From here on a server can notice that a client is gone while its statement waits for a lock."""
 CONFLICTS = frozenset(("40001", "40P01"))
 """Serialization failure and deadlock: nothing was kept, and the same again may do."""
+VALUE_ERRORS = (psycopg.DataError, UnicodeEncodeError, OverflowError)
+"""What cannot so much as be sent: a zero byte, half a surrogate pair."""
 _READ_ONLY = frozenset(("25006",))
 _OURS_TO_CHANGE = {
     r"password|authentication|no pg_hba\.conf entry|not permitted to log in": (
@@ -232,9 +234,21 @@ class Link:
         return LostError(f"{self._name}: {why}", fresh=True)
 
 
-def is_conflict(error: psycopg.Error) -> bool:
+def is_conflict(error: Exception) -> bool:
     """Whether nothing was kept and the same again may do."""
-    return error.sqlstate in CONFLICTS
+    return isinstance(error, psycopg.Error) and error.sqlstate in CONFLICTS
+
+
+def unkeepable(error: Exception) -> str | None:
+    """What is wrong with the values, where it is they that no repetition mends, so that nothing was
+    kept; else None."""
+    if not isinstance(error, psycopg.Error):
+        return str(error) if isinstance(error, VALUE_ERRORS) else None
+    kind, table = (error.sqlstate or "")[:2], error.diag.table_name or ""
+    # Data; limits (too long for an index); what a table's constraints say, where it is one of ours.
+    ours = kind in ("22", "54") or (kind == "23" and table.startswith("budget_proxy_"))
+    unsent = error.sqlstate is None and isinstance(error, VALUE_ERRORS)
+    return _line(error) if ours or unsent else None
 
 
 async def ask(

@@ -55,10 +55,12 @@ from budget_proxy.ledgers import (
     LedgerDownError,
     More,
     Sums,
+    UnkeepableError,
     ledger_name,
     nothing_more,
 )
 from budget_proxy.ledgers.link import (
+    VALUE_ERRORS,
     Connection,
     Link,
     LostError,
@@ -66,6 +68,7 @@ from budget_proxy.ledgers.link import (
     ask,
     is_conflict,
     undo,
+    unkeepable,
 )
 from budget_proxy.ledgers.rows import (
     ENTRY,
@@ -299,6 +302,8 @@ class PostgresLedger:
         attempt = _Attempt()
         try:
             return await self._commit(batch, attempt, COMMIT_S)
+        except UnkeepableError:
+            raise
         except LedgerDownError as error:
             if attempt.sent:
                 why = f"{error}; whether the commit was kept is not known"
@@ -311,20 +316,29 @@ class PostgresLedger:
     async def _commit(
         self, batch: Sequence[Operation], attempt: _Attempt, within_s: float
     ) -> Sequence[Outcome]:
+        refused: str | None = None
         async with self._writer.connected(within_s) as connection:
             for number in range(ATTEMPTS):
                 try:
                     outcomes = await self._transact(connection, batch, attempt)
-                except psycopg.Error as error:
-                    if not is_conflict(error):
+                except (psycopg.Error, *VALUE_ERRORS) as error:
+                    refused = unkeepable(error)
+                    if refused is None and not is_conflict(error):
                         raise
                     await undo(connection)
                     attempt.sent = False
+                    if refused is not None:
+                        break
                     await self._pause(number)
                 else:
                     if outcomes is not None:
                         return outcomes
                     await undo(connection)
+        if refused is not None:
+            for operation in batch:
+                if isinstance(operation, Hold):
+                    self._legs.pop(operation.id, None)
+            raise UnkeepableError(f"{self.name}: {refused}")
         raise LedgerDownError(f"{self.name}: {ATTEMPTS} commits in a row were in conflict")
 
     async def _pause(self, number: int) -> None:

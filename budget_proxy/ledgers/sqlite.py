@@ -60,6 +60,7 @@ from budget_proxy.ledgers import (
     LedgerRefusedError,
     More,
     Sums,
+    UnkeepableError,
     nothing_more,
 )
 from budget_proxy.ledgers.rows import (
@@ -145,6 +146,9 @@ _HELD = f"SELECT {_LEG_KEY}, value ->> 4 FROM holds, {_LEGS} ORDER BY 1, 2, 3, 4
 _POSTED = f"SELECT {_LEG_KEY}, value ->> 5 FROM entries, {_LEGS} ORDER BY 1, 2, 3, 4"  # noqa: S608
 _PASSING = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL))
 """Errors that say that another program was in the way."""
+_UNKEEPABLE = (sqlite3.DataError, sqlite3.IntegrityError, UnicodeEncodeError, OverflowError)
+"""Errors that say that the values are at fault: too long, twice there, half a surrogate pair, an
+integer of more than 64 bits."""
 _MAGIC = b"SQLite format 3\0"
 """The first bytes of an SQLite file (sqlite.org/fileformat.html)."""
 _ESCAPED = re.compile(r"\\([0-7]{3})")
@@ -241,6 +245,9 @@ class SqliteLedger:
                 else:
                     self._forget()
                 self._refusing = not changed
+            except _UNKEEPABLE as failure:
+                self._undo()
+                raise UnkeepableError(f"{self._path}: {failure}") from failure
             except (sqlite3.Error, OSError) as failure:
                 self._undo()
                 raise LedgerDownError(f"{self._path}: {failure}") from failure

@@ -29,7 +29,7 @@ from budget_proxy.core.book import (
     Short,
 )
 from budget_proxy.core.window import Span
-from budget_proxy.ledgers import LedgerDownError, group
+from budget_proxy.ledgers import LedgerDownError, UnkeepableError, group
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.ledgers.patience import Patience
 from budget_proxy.ledgers.pending import MAX_BATCH
@@ -531,6 +531,115 @@ def test_a_hold_that_must_land_is_tried_again_and_never_given_back(told: Any) ->
         assert ledger.figures == [(7, 5)]
 
     assert told(story, "fails", "lands", "fails") == ["down: no disk", "up"]
+
+
+# -- what can never be kept ----------------------------------------------------------------------
+
+
+def test_who_cannot_be_kept_is_looked_for_by_halves_and_order_is_kept(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        await commit.commit(hold("1"))
+        ledger.refuses = {"4", "7"}
+        names = [commit.commit(hold(name)) for name in "2345"]
+        names += [commit.land(settle("1")), commit.commit(hold("6")), commit.commit(hold("7"))]
+        answers = await asyncio.gather(*names, return_exceptions=True)
+        assert [type(answer) for answer in answers] == [
+            *(Held, Held, UnkeepableError, Held, Ended, Held, UnkeepableError),
+        ]
+        assert ledger.batches[1:] == [
+            *("H2 H3 H4 H5 S1 H6 H7", "H2 H3 H4", "H2", "H3 H4", "H3", "H4"),
+            *("H5 S1 H6 H7", "H5 S1", "H6 H7", "H6", "H7"),
+        ]
+        assert ledger.figures == [(1, 4)], "and nothing was given back that was never kept"
+
+    assert told(story) == []
+
+
+def test_while_it_is_looked_for_nobody_joins(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        ledger.refuses = {"2"}
+        answers = [commit.commit(hold(name)) for name in "12"]
+        await until(lambda: len(ledger.batches) == 2)
+        answers += [commit.commit(hold(name)) for name in "34"]
+        ledger.go_on()
+        got = await asyncio.gather(*answers, return_exceptions=True)
+        assert [type(one) for one in got] == [Held, UnkeepableError, Held, Held]
+        assert ledger.batches == ["H1 H2", "H1", "H2", "H3 H4"]
+
+    assert told(story, "ok", "waits") == []
+
+
+def test_what_must_land_and_cannot_is_set_aside_once_its_remark_landed(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        for name in "12":
+            await commit.commit(hold(name, 9))
+        ledger.refuses = {"1"}
+        ended = [commit.land(settle("1", 5)), commit.land(release("2"))]
+        with pytest.raises(UnkeepableError):
+            await ended[0]
+        assert isinstance(await ended[1], Ended)
+        assert ledger.batches[2:] == [
+            *("S1 R2", "S1", "R1/set_aside", "R1/set_aside R2", "R1/set_aside R2"),
+        ]
+        assert ledger.figures == [(0, 9)], "its hold stays"
+        assert ledger.kept_entries["1/set_aside"].rule == "set_aside"
+
+    assert told(story, *["ok"] * 4, "lands", "fails") == ["down: no answer from the disk", "up"]
+
+
+def test_where_its_remark_is_refused_too_it_is_the_store_and_nothing_is_set_aside(
+    told: Any,
+) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        await commit.commit(hold("1", 9))
+        ledger.refuses = {"1", "1/set_aside"}
+        ended = commit.land(settle("1", 5))
+        await until(lambda: not commit.up)
+        assert not ended.done()
+        ledger.refuses = set()
+        assert isinstance(await ended, Ended)
+        assert ledger.figures == [(5, 0)]
+        assert list(ledger.kept_entries) == ["1"]
+
+    assert told(story) == ["down: no such name", "up"]
+
+
+def test_a_disk_that_fails_meanwhile_begins_it_anew_and_loses_nothing(told: Any) -> None:
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        for name in "123":
+            await commit.commit(hold(name))
+        ledger.refuses = {"9"}
+        ended = [commit.land(settle(name)) for name in "12"]
+        held = commit.commit(hold("9"))
+        ended.append(commit.land(settle("3")))
+        with down():
+            await held
+        assert [type(await one) for one in ended] == [Ended] * 3
+        assert ledger.batches[3:] == ["S1 S2 H9 S3", "S1 S2", "S1 S2 S3"]
+        assert ledger.figures == [(3, 0)]
+
+    assert told(story, *["ok"] * 4, "fails") == ["down: no disk", "up"]
+
+
+def test_it_is_looked_for_no_longer_than_a_commit_may_take(told: Any) -> None:
+    """Who cannot wait is told so; the rest goes on, in the same parts."""
+
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        await commit.commit(hold("1"))
+        ledger.refuses = {"3"}
+        answers = [commit.land(settle("1")), commit.commit(hold("2")), commit.commit(hold("3"))]
+        last = commit.land(release("4"))
+        for answer in answers[1:]:
+            with down():
+                await answer
+        ledger.go_on()
+        assert isinstance(await answers[0], Ended)
+        assert isinstance(await last, NoSuchHold)
+        await commit.settled()
+        assert ledger.batches[1:] == ["S1 H2 H3 R4", "S1 H2", "R4", "R2"]
+        assert ledger.figures == [(1, 0)]
+
+    told(story, "ok", "ok", "hangs", deadline_s=0.05)
 
 
 # -- callers who go away -------------------------------------------------------------------------
