@@ -7,6 +7,7 @@ Decisions are pure and elsewhere (`core.book` in the ledger's transaction, `core
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -24,11 +25,13 @@ from budget_proxy.core.refusal import MAX_RETRY_AFTER_S, Reason, Refusal, Shortf
 from budget_proxy.core.shortfall import Wait, decide, refusal_for
 from budget_proxy.core.stops import Stop, refusal_of
 from budget_proxy.fail_open import FailOpen
-from budget_proxy.ledgers import Clock, LedgerDownError
+from budget_proxy.ledgers import Clock, LedgerDownError, UnkeepableError
+from budget_proxy.ledgers.aside import plain
 from budget_proxy.ledgers.group import GroupCommit
 from budget_proxy.stops import StopBoard
 from budget_proxy.waitlist import Purse, Ticket, Waitlist
 
+logger = logging.getLogger(__name__)
 TICK_S = 0.1
 """How often the line is tried when nothing in this process has changed: a window may have turned,
 or somebody else may have given money back."""
@@ -199,6 +202,9 @@ class Admission:
             return answer
         try:
             return self._taken(await answer, hold)
+        except UnkeepableError as error:
+            logger.warning("a call was refused that the ledger cannot keep: %s", plain(str(error)))
+            return _UNKEEPABLE
         except LedgerDownError:
             return LEDGER_DOWN
         except asyncio.CancelledError:
@@ -412,6 +418,11 @@ LEDGER_DOWN = Refusal(
     Reason.LEDGER_DOWN,
     "The ledger of budget-proxy cannot be written, so no budget can be held.",
     retry_after_s=5,
+)
+_UNKEEPABLE = Refusal(
+    Reason.UNKEEPABLE,
+    "The ledger of budget-proxy can never keep this call: its database does not take the name of "
+    "a payer in it, or an amount.",
 )
 
 

@@ -369,6 +369,21 @@ def test_a_ledger_that_goes_down_answers_those_it_was_asked_for(told: Any) -> No
     told(story)
 
 
+def test_a_call_that_the_ledger_can_never_keep_is_refused_for_good(told: Any) -> None:
+    """Whoever came with it passes; and it is no loss of the ledger, so that nothing lets it by."""
+
+    async def story(door: Door) -> None:
+        door.ledger.refuses = {"2"}
+        guests = [door.comes(name) for name in "123"]
+        assert await guests[1].refused() is Reason.UNKEEPABLE
+        await guests[0].held()
+        await guests[2].held()
+        assert door.commit.up
+        assert door.figures == {"A": (0, 2)}
+
+    told(story)
+
+
 def test_a_deadline_is_kept(told: Any) -> None:
     async def story(door: Door) -> None:
         await door.comes("1", 10).held()

@@ -29,6 +29,7 @@ class Reason(StrEnum):
     UNPRICED = "unpriced"
     NO_BOUND = "no_bound"
     LEDGER_DOWN = "ledger_down"
+    UNKEEPABLE = "unkeepable"
     UNAUTHORIZED = "unauthorized"
     NO_UPSTREAM = "no_upstream"
     NO_TARIFF = "no_tariff"
@@ -69,6 +70,7 @@ REASONS: dict[Reason, Rule] = {
     Reason.UNPRICED: Rule(402, False, "No price is known for this call"),
     Reason.NO_BOUND: Rule(402, False, "The cost of this call has no bound"),
     Reason.LEDGER_DOWN: Rule(503, None, "The budget ledger cannot be written"),
+    Reason.UNKEEPABLE: Rule(400, False, "The ledger cannot keep this call"),
     Reason.UNAUTHORIZED: Rule(401, False, "Unknown or missing service key"),
     Reason.NO_UPSTREAM: Rule(404, False, "No upstream is served under this path"),
     Reason.NO_TARIFF: Rule(403, False, "No tariff covers this route"),

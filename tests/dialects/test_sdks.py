@@ -22,6 +22,7 @@ FINAL = {
     Reason.UNPRICED: (openai.APIStatusError, anthropic.PaymentRequiredError),
     Reason.NO_BOUND: (openai.APIStatusError, anthropic.PaymentRequiredError),
     Reason.NO_TARIFF: (openai.PermissionDeniedError, anthropic.PermissionDeniedError),
+    Reason.UNKEEPABLE: (openai.BadRequestError, anthropic.BadRequestError),
     Reason.NO_PAYER: (openai.PermissionDeniedError, anthropic.PermissionDeniedError),
     Reason.UNAUTHORIZED: (openai.AuthenticationError, anthropic.AuthenticationError),
     Reason.BAD_REQUEST: (openai.BadRequestError, anthropic.BadRequestError),
