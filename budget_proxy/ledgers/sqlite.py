@@ -27,21 +27,18 @@ import fcntl
 import itertools
 import os
 import queue
-import re
 import sqlite3
 import stat
 import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from budget_proxy.core import book, retention
 from budget_proxy.core.audit import Posting, audit
 from budget_proxy.core.book import (
-    Account,
     AccountState,
     Entry,
     Hold,
@@ -49,7 +46,6 @@ from budget_proxy.core.book import (
     OpenHold,
     Operation,
     Outcome,
-    Page,
     Short,
 )
 from budget_proxy.core.notes import Change, Note, may_all, must_be_sound
@@ -63,15 +59,24 @@ from budget_proxy.ledgers import (
     UnkeepableError,
     nothing_more,
 )
+from budget_proxy.ledgers.flock import take, take_for_life
+from budget_proxy.ledgers.places import refuse_network
 from budget_proxy.ledgers.rows import (
     account_of,
-    account_row,
     encode,
     entry_of,
-    entry_row,
     hold_of,
-    hold_row,
     unbalanced,
+)
+from budget_proxy.ledgers.sqlite_page import (
+    ACCOUNT,
+    LOAD_ACCOUNTS,
+    LOAD_ENTRIES,
+    Memory,
+    StaleError,
+    load_page,
+    save_entries,
+    save_page,
 )
 from budget_proxy.ledgers.threads import answered
 from budget_proxy.ledgers.upgrade import upgrade
@@ -83,21 +88,9 @@ LOCK_WAIT_S = 2.0
 """How long to wait for another process's write (the command line's corrections are short)."""
 LOCK_POLL_S = 0.001
 """Not less: uvloop rounds to whole milliseconds, and half of one is none, which is a busy loop."""
-ORPHANS_S = 3.0
-"""How long the workers of a supervisor that died may still have the ledger."""
 CHECKPOINT_PAGES = 4000
 """How long the log grows (16 MiB) before its pages are copied into the file. The commit that does
 it syncs both, and takes several times as long as others: of few commits nobody minds."""
-MAX_REMEMBERED = 50_000
-"""Accounts and holds kept in memory, each."""
-MOUNTS = Path("/proc/self/mountinfo")
-NETWORK_FILE_SYSTEMS = frozenset(
-    (
-        *("nfs", "nfs4", "cifs", "smb2", "smb3", "smbfs", "afs", "ncpfs", "lustre", "beegfs"),
-        *("ceph", "fuse.ceph-fuse", "glusterfs", "fuse.glusterfs", "gpfs"),
-        *("fuse.sshfs", "fuse.s3fs", "fuse.rclone"),
-    )
-)
 _SCHEMA = """
 CREATE TABLE accounts (
     budget TEXT NOT NULL, payer TEXT NOT NULL, window TEXT NOT NULL, unit TEXT NOT NULL,
@@ -120,20 +113,6 @@ CREATE TABLE notes (
     PRIMARY KEY (kind, name)
 ) WITHOUT ROWID, STRICT;
 """
-_ACCOUNT = "budget, payer, window, unit, start_s, end_s, lim, spent, held"
-_SAVE_ACCOUNT = (
-    f"INSERT INTO accounts ({_ACCOUNT}, marks) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) "  # noqa: S608
-    "ON CONFLICT DO UPDATE SET lim = excluded.lim, spent = excluded.spent, held = excluded.held, "
-    "marks = excluded.marks"
-)
-_LOAD_ACCOUNTS = (
-    f"SELECT {_ACCOUNT}, marks FROM json_each(?) AS wanted JOIN accounts "  # noqa: S608
-    "ON budget = wanted.value ->> 0 AND payer = wanted.value ->> 1 "
-    "AND window = wanted.value ->> 2 AND unit = wanted.value ->> 3"
-)
-_IDS = "WHERE id IN (SELECT value FROM json_each(?))"
-_LOAD_HOLDS = f"SELECT id, owner, at_s, deadline_s, legs, about FROM holds {_IDS}"  # noqa: S608
-_LOAD_ENTRIES = f"SELECT id, at_s, kind, rule, legs, about, result FROM entries {_IDS}"  # noqa: S608
 _VERSIONS = (
     "SELECT kind, name, version FROM json_each(?) AS wanted JOIN notes "
     "ON kind = wanted.value ->> 0 AND name = wanted.value ->> 1"
@@ -151,7 +130,6 @@ _UNKEEPABLE = (sqlite3.DataError, sqlite3.IntegrityError, UnicodeEncodeError, Ov
 integer of more than 64 bits."""
 _MAGIC = b"SQLite format 3\0"
 """The first bytes of an SQLite file (sqlite.org/fileformat.html)."""
-_ESCAPED = re.compile(r"\\([0-7]{3})")
 T = TypeVar("T")
 
 
@@ -169,7 +147,7 @@ class SqliteLedger:
         """Device and inode of what is open."""
         self._log = WriteAheadLog(path)
         self._patience_s = 0.0
-        self._memory = _Memory()
+        self._memory = Memory()
         self._refusing = False
         """Whether the last commit had nothing but holds that did not fit."""
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -199,7 +177,7 @@ class SqliteLedger:
         Raises LedgerRefusedError on a network file system.
         """
         ledger = cls(Path(os.path.realpath(path)), clock)
-        _refuse_network(ledger._path)
+        refuse_network(ledger._path)
         ledger._thread.start()
         return ledger
 
@@ -362,11 +340,11 @@ class SqliteLedger:
     # -- opening ---------------------------------------------------------------------------------
 
     def _prepare(self, sole: bool) -> None:
-        _refuse_network(self._path)
+        refuse_network(self._path)
         try:
             self._look_from_outside()
             if sole:
-                self._instance_file = _lock_now(self._side_file(".instance"), self._path)
+                self._instance_file = take_for_life(self._side_file(".instance"), self._path)
             self._lock_file = os.open(self._side_file(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
             with self._write_lock():
                 self._connect(create=True)
@@ -485,12 +463,8 @@ class SqliteLedger:
 
     def _try_lock(self) -> bool:
         assert self._lock_file is not None, "the side file is opened first"
-        try:
-            fcntl.flock(self._lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        self._locked = True
-        return True
+        self._locked = take(self._lock_file)
+        return self._locked
 
     def _must_be_writable(self) -> None:
         if self._lock_file is None:
@@ -606,21 +580,21 @@ class SqliteLedger:
         assert self._db is not None, "a transaction is open"
         try:
             return self._applied(batch)
-        except _StaleError:
+        except StaleError:
             self._db.execute("ROLLBACK")
-            self._memory = _Memory()
+            self._memory = Memory()
             self._db.execute("BEGIN IMMEDIATE")
             return self._applied(batch)
 
     def _applied(self, batch: Sequence[Operation]) -> tuple[list[Outcome], bool]:
-        """Raises _StaleError where a remembered hold has ended."""
+        """Raises StaleError where a remembered hold has ended."""
         assert self._db is not None, "a transaction is open"
         db, now_s = self._db, self._clock()
         self._memory.check(db)
-        page = _load(db, self._memory, batch, now_s)
+        page = load_page(db, self._memory, batch, now_s)
         outcomes = [book.apply(operation, page, now_s) for operation in batch]
         if page.is_changed:
-            _save(db, page)
+            save_page(db, page)
             self._memory.keep(page)
         return outcomes, page.is_changed
 
@@ -651,7 +625,7 @@ class SqliteLedger:
                 self._db.close()
             self._db = None
             self._log.closed()
-        self._memory = _Memory()
+        self._memory = Memory()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -707,7 +681,7 @@ class SqliteLedger:
                 "AND held = 0",
                 found,
             ).rowcount
-        self._memory = _Memory()
+        self._memory = Memory()
         return deleted
 
     def _fold(self, before_s: float, after: str, most: int, sums: Sums) -> str | None:
@@ -719,14 +693,14 @@ class SqliteLedger:
                 old = self._old(seen, before_s)
                 folded = sums(old)
                 ids = encode([entry.id for entry in folded])
-                before = [entry_of(row) for row in db.execute(_LOAD_ENTRIES, (ids,))]
+                before = [entry_of(row) for row in db.execute(LOAD_ENTRIES, (ids,))]
                 db.executemany("DELETE FROM entries WHERE id = ?", [(entry.id,) for entry in old])
-                _save_entries(db, sums([*before, *folded]))
+                save_entries(db, sums([*before, *folded]))
         return seen[-1].id if len(seen) == most else None
 
     def _old(self, entries: Sequence[Entry], before_s: float) -> list[Entry]:
         wanted = {key for entry in entries for key in retention.accounts_of(entry)}
-        rows = self._rows(_LOAD_ACCOUNTS, encode(sorted(wanted))) if wanted else []
+        rows = self._rows(LOAD_ACCOUNTS, encode(sorted(wanted))) if wanted else []
         there = {account_of(row).key for row in rows}
         return [entry for entry in entries if retention.may_go(entry, before_s, there)]
 
@@ -745,7 +719,7 @@ class SqliteLedger:
         """The accounts of windows open now. Only in the ledger's own thread."""
         now_s = self._clock()
         rows = self._rows(
-            f"SELECT {_ACCOUNT} FROM accounts "  # noqa: S608
+            f"SELECT {ACCOUNT} FROM accounts "  # noqa: S608
             "WHERE (end_s IS NULL OR end_s > ?) AND start_s <= ?",
             now_s,
             now_s,
@@ -799,7 +773,7 @@ class SqliteLedger:
             yield from (f"{row[0]} in {table} cannot be read" for row in self._stream(unread))
         both = "SELECT holds.id FROM holds JOIN entries USING (id)"
         yield from (f"hold {row[0]} is open, and has ended" for row in self._stream(both))
-        in_order = f"SELECT {_ACCOUNT} FROM accounts ORDER BY budget, payer, window, unit"  # noqa: S608
+        in_order = f"SELECT {ACCOUNT} FROM accounts ORDER BY budget, payer, window, unit"  # noqa: S608
         accounts = (account_of(row) for row in self._stream(in_order))
         yield from audit(accounts, self._postings(_HELD), self._postings(_POSTED))
 
@@ -834,176 +808,5 @@ class SqliteLedger:
         return [BudgetRow(*row) for row in self._rows("SELECT name, shape FROM budgets")]
 
 
-class _StaleError(sqlite3.DatabaseError):
-    """A hold that the batch ends is not open any more."""
-
-
-@dataclass(slots=True)
-class _Memory:
-    """What the connection has read and written, as long as nobody else writes."""
-
-    version: int = -1
-    """`PRAGMA data_version`: another one after a commit of any other connection."""
-    accounts: dict[Key, Account] = field(default_factory=dict)
-    absent: set[Key] = field(default_factory=set)
-    """Accounts that nobody has opened yet."""
-    holds: dict[str, OpenHold] = field(default_factory=dict)
-    """Those it has opened itself, however often others write: they end them seldom (a deadline, a
-    person), and then there is no row to delete (see `_save`)."""
-
-    def refusal_of(self, db: sqlite3.Connection, hold: Hold, now_s: float) -> Short | None:
-        """Why a hold surely does not fit; None: it does, or that cannot be told from here."""
-        if db.execute("PRAGMA data_version").fetchone()[0] != self.version:
-            return None
-        for key in book.keys_of(hold, {}, now_s):
-            if key not in self.accounts and key not in self.absent:
-                return None
-        return book.refusal_of(hold, Page(accounts=self.accounts), now_s)
-
-    def check(self, db: sqlite3.Connection) -> None:
-        """Forget what may be old, or is too much. Only inside a write transaction."""
-        version = db.execute("PRAGMA data_version").fetchone()[0]
-        if version != self.version or len(self.accounts) + len(self.absent) > MAX_REMEMBERED:
-            self.accounts.clear()
-            self.absent.clear()
-        if len(self.holds) > MAX_REMEMBERED:
-            self.holds.clear()
-        self.version = version
-
-    def keep(self, page: Page) -> None:
-        """A page was saved."""
-        self.accounts.update((key, page.accounts[key]) for key in page.touched)
-        self.absent -= page.touched
-        self.holds.update(page.opened)
-        for hold_id in page.closed:
-            self.holds.pop(hold_id, None)
-
-
-def _load(
-    db: sqlite3.Connection, memory: _Memory, batch: Sequence[Operation], now_s: float
-) -> Page:
-    """The page of a batch: from memory, and in three statements at most. Raises _StaleError where
-    a remembered hold must have ended."""
-    page = Page()
-    _load_ids(db, memory, batch, page)
-    wanted: set[Key] = set()
-    for operation in batch:
-        wanted.update(book.keys_of(operation, page.holds, now_s))
-        if page.ended:
-            wanted.update(book.late_keys(operation, page.ended))
-    missing: list[Key] = []
-    for key in wanted:
-        account = memory.accounts.get(key)
-        if account is not None:
-            page.accounts[key] = account
-        elif key not in memory.absent:
-            missing.append(key)
-    if missing:
-        for row in db.execute(_LOAD_ACCOUNTS, (encode(missing),)):
-            account = account_of(row)
-            page.accounts[account.key] = memory.accounts[account.key] = account
-        memory.absent.update(key for key in missing if key not in page.accounts)
-    if memory.absent and any(
-        leg.key in memory.absent for hold in page.holds.values() for leg in hold.legs
-    ):
-        raise _StaleError("an account of a hold is gone")
-    return page
-
-
-def _load_ids(
-    db: sqlite3.Connection, memory: _Memory, batch: Sequence[Operation], page: Page
-) -> None:
-    """The holds and entries that a batch names, but for ids that nobody can have used."""
-    unknown = set()
-    for operation in batch:
-        hold = None if isinstance(operation, Hold) else memory.holds.get(operation.id)
-        if hold is not None:
-            page.holds[hold.id] = hold
-        elif not (isinstance(operation, Hold) and operation.fresh):
-            unknown.add(operation.id)
-    if unknown:
-        ids = encode(unknown)
-        page.holds.update((row[0], hold_of(row)) for row in db.execute(_LOAD_HOLDS, (ids,)))
-        page.ended = {row[0]: entry_of(row) for row in db.execute(_LOAD_ENTRIES, (ids,))}
-
-
-def _save(db: sqlite3.Connection, page: Page) -> None:
-    """Raises _StaleError if a hold that the page ends has no row."""
-    if page.closed:
-        ids = [(hold_id,) for hold_id in page.closed]
-        if db.executemany("DELETE FROM holds WHERE id = ?", ids).rowcount != len(ids):
-            raise _StaleError("a hold has ended meanwhile")
-    db.executemany(
-        _SAVE_ACCOUNT,
-        [account_row(page.accounts[key]) for key in sorted(page.touched)],
-    )
-    if page.opened:
-        db.executemany(
-            "INSERT INTO holds (id, owner, at_s, deadline_s, legs, about) "
-            "VALUES (?, ?, ?, ?, ?, ?)",
-            [hold_row(hold) for hold in page.opened.values()],
-        )
-    if page.written:
-        _save_entries(db, page.written.values())
-
-
-def _save_entries(db: sqlite3.Connection, entries: Iterable[Entry]) -> None:
-    db.executemany(
-        "INSERT OR REPLACE INTO entries (id, at_s, kind, rule, legs, about, result) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?)",
-        [entry_row(entry) for entry in entries],
-    )
-
-
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
-
-
-def _lock_now(path: Path, ledger: Path) -> int:
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    deadline_s = time.monotonic() + ORPHANS_S
-    try:
-        while not _locked(handle):
-            if time.monotonic() > deadline_s:
-                raise LedgerRefusedError(
-                    f"{ledger} is in use by another budget-proxy. Stop it, or give this one a "
-                    "ledger of its own (for more processes on one machine there is --workers)."
-                )
-            time.sleep(0.02)
-    except BaseException:
-        os.close(handle)
-        raise
-    return handle
-
-
-def _locked(handle: int) -> bool:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _refuse_network(path: Path) -> None:
-    try:
-        mounts = MOUNTS.read_text(encoding="utf-8")
-    except OSError:
-        return  # a system that does not tell
-    kind = file_system(path.parent, mounts)
-    if kind in NETWORK_FILE_SYSTEMS:
-        raise LedgerRefusedError(
-            f"{path} is on a network file system ({kind}), where SQLite can lose commits. "
-            "Name a file on a local disk."
-        )
-
-
-def file_system(folder: Path, mounts: str) -> str:
-    """The type of the file system a folder is on, by Linux's table of mounts (`mountinfo`)."""
-    best, kind = "", ""
-    for line in mounts.splitlines():
-        left, _, right = line.partition(" - ")
-        point = _ESCAPED.sub(lambda found: chr(int(found[1], 8)), left.split()[4])
-        inside = folder == Path(point) or Path(point) in folder.parents
-        if inside and len(point) >= len(best):
-            best, kind = point, right.split()[0]
-    return kind

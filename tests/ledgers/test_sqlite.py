@@ -35,12 +35,14 @@ from budget_proxy.ledgers import (
     BudgetRow,
     LedgerDownError,
     LedgerRefusedError,
+    places,
     sqlite,
     upgrade,
     wal,
 )
 from budget_proxy.ledgers.group import GroupCommit
-from budget_proxy.ledgers.sqlite import CHECKPOINT_PAGES, SqliteLedger, file_system
+from budget_proxy.ledgers.places import file_system
+from budget_proxy.ledgers.sqlite import CHECKPOINT_PAGES, SqliteLedger
 
 NOW_S = 1_800_000_000.0
 TOTAL = Span("total")
@@ -218,7 +220,7 @@ def test_the_file_system_of_a_folder(folder: str) -> None:
     assert file_system(Path(folder), MOUNTS.strip()) == PLACES[folder]
 
 
-@pytest.mark.parametrize("kind", sorted(sqlite.NETWORK_FILE_SYSTEMS))
+@pytest.mark.parametrize("kind", sorted(places.NETWORK_FILE_SYSTEMS))
 def test_a_network_file_system_is_refused(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +230,7 @@ def test_a_network_file_system_is_refused(
     mounts.write_text(
         f"22 1 8:1 / / rw - ext4 /dev/sda1 rw\n40 22 0:9 / {tmp_path}/share rw - {kind} nas:/ rw\n"
     )
-    monkeypatch.setattr(sqlite, "MOUNTS", mounts)
+    monkeypatch.setattr(places, "MOUNTS", mounts)
     for path in (tmp_path / "share" / "ledger.db", tmp_path / "link"):
         with pytest.raises(LedgerRefusedError, match=f"network file system \\({kind}\\)"):
             SqliteLedger.open(path)
@@ -239,7 +241,7 @@ def test_a_network_file_system_is_refused(
 def test_a_system_that_tells_nothing_of_its_mounts_is_no_obstacle(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MOUNTS", tmp_path / "nothing")
+    monkeypatch.setattr(places, "MOUNTS", tmp_path / "nothing")
     asyncio.run(SqliteLedger.open(tmp_path / "ledger.db").close())
 
 
@@ -422,7 +424,7 @@ def test_a_commit_survives_a_power_cut_as_far_as_sqlite_can_promise(tmp_path: Pa
             await ledger.commit([hold("1")])
 
     async def broken(ledger: SqliteLedger) -> None:
-        monkeypatch.setattr(sqlite, "_save", _raises)
+        monkeypatch.setattr(sqlite, "save_page", _raises)
         try:
             await ledger.commit([hold("never kept")])
         finally:
@@ -460,9 +462,9 @@ def test_a_full_disk_is_said_and_nothing_is_kept_of_the_batch(tmp_path: Path) ->
 
 
 FAILURES: list[tuple[str, Exception]] = [
-    ("_load", sqlite3.OperationalError("disk I/O error")),
-    ("_save", OSError(5, "Input/output error")),
-    ("_save", sqlite3.DatabaseError("database disk image is malformed")),
+    ("load_page", sqlite3.OperationalError("disk I/O error")),
+    ("save_page", OSError(5, "Input/output error")),
+    ("save_page", sqlite3.DatabaseError("database disk image is malformed")),
     ("_sync", sqlite3.OperationalError("disk I/O error")),
     ("_try_lock", OSError(37, "No locks available")),
 ]
@@ -478,7 +480,8 @@ def test_an_error_anywhere_in_a_commit_is_rolled_back_and_over(
     async def story(ledger: SqliteLedger) -> None:
         await ledger.commit([hold("1", 30)])
         with monkeypatch.context() as patch:
-            patch.setattr(sqlite if where in ("_load", "_save") else SqliteLedger, where, fails)
+            of = sqlite if where in ("load_page", "save_page") else SqliteLedger
+            patch.setattr(of, where, fails)
             for _ in range(3):
                 with pytest.raises(LedgerDownError):
                     await ledger.commit([settle("1"), hold("2")])
