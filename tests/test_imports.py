@@ -26,7 +26,10 @@ ROOMS = {
     "uvloop": ("run",),
     "msgspec": ("",),
     "psycopg": ("ledgers.postgres", "ledgers.link", "ledgers.tables"),
-    "sqlite3": ("ledgers.sqlite", "ledgers.sqlite_page", "ledgers.upgrade", "ledgers.wal"),
+    "sqlite3": (
+        *("ledgers.sqlite", "ledgers.sqlite_file", "ledgers.sqlite_page"),
+        *("ledgers.upgrade", "ledgers.wal"),
+    ),
 }
 """Each library's room: modules, or (with a dot at the end) packages. msgspec reads and writes
 JSON wherever there is any. sqlite3 is of the standard library and has its room all the same."""
@@ -60,6 +63,7 @@ WIRING = {
     "worker": (),
     "catalogue": ("__main__",),
     "ledgers.sqlite": ("ledgers.opener",),
+    "ledgers.sqlite_file": ("ledgers.sqlite",),
     "ledgers.sqlite_page": ("ledgers.sqlite",),
     "ledgers.postgres": ("ledgers.opener",),
     "ledgers.opener": ("app", "upkeep"),

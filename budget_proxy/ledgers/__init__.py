@@ -2,6 +2,15 @@
 
 A store decides nothing: it loads the page a batch touches, lets `core.book` turn it, and saves
 it, in one transaction. Every store is held to `tests/ledgers/test_contract.py`.
+
+    group         operations that come together go together (`pending`: what goes next; `patience`:
+                  how long calls wait; `aside`: what a store can never keep)
+    opener        which store a URL names
+    sqlite        a file: threads, locks, transactions, questions; `sqlite_file`: whether it is a
+                  ledger, `sqlite_page`: what a commit loads and saves, `wal`: whether its log is
+                  well, `upgrade`: older ones, `places` and `flock`: where it may lie, who has it
+    postgres      a database, `link`: the connection to it, `tables`: what must be there
+    rows          how both keep holds and entries
 """
 
 from __future__ import annotations

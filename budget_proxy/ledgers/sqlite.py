@@ -28,13 +28,11 @@ import itertools
 import os
 import queue
 import sqlite3
-import stat
 import threading
 import time
-import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from budget_proxy.core import book, retention
 from budget_proxy.core.audit import Posting, audit
@@ -68,6 +66,15 @@ from budget_proxy.ledgers.rows import (
     hold_of,
     unbalanced,
 )
+from budget_proxy.ledgers.sqlite_file import (
+    SCHEMA_VERSION,
+    begin_anew,
+    begins_as_it_must,
+    look_from_outside,
+    side_file,
+    uri,
+    version_of,
+)
 from budget_proxy.ledgers.sqlite_page import (
     ACCOUNT,
     LOAD_ACCOUNTS,
@@ -82,8 +89,6 @@ from budget_proxy.ledgers.threads import answered
 from budget_proxy.ledgers.upgrade import upgrade
 from budget_proxy.ledgers.wal import WriteAheadLog
 
-APPLICATION_ID = 0x62707879  # "bpxy"
-SCHEMA_VERSION = 3
 LOCK_WAIT_S = 2.0
 """How long to wait for another process's write (the command line's corrections are short)."""
 LOCK_POLL_S = 0.001
@@ -91,28 +96,6 @@ LOCK_POLL_S = 0.001
 CHECKPOINT_PAGES = 4000
 """How long the log grows (16 MiB) before its pages are copied into the file. The commit that does
 it syncs both, and takes several times as long as others: of few commits nobody minds."""
-_SCHEMA = """
-CREATE TABLE accounts (
-    budget TEXT NOT NULL, payer TEXT NOT NULL, window TEXT NOT NULL, unit TEXT NOT NULL,
-    start_s INTEGER NOT NULL, end_s INTEGER, lim INTEGER NOT NULL,
-    spent INTEGER NOT NULL, held INTEGER NOT NULL, marks TEXT,
-    PRIMARY KEY (budget, payer, window, unit)
-) WITHOUT ROWID, STRICT;
-CREATE INDEX accounts_end ON accounts (end_s);
-CREATE TABLE holds (
-    id TEXT PRIMARY KEY, owner TEXT NOT NULL, at_s REAL NOT NULL, deadline_s REAL NOT NULL,
-    legs BLOB NOT NULL, about BLOB NOT NULL
-) WITHOUT ROWID, STRICT;
-CREATE TABLE entries (
-    id TEXT PRIMARY KEY, at_s REAL NOT NULL, kind TEXT NOT NULL, rule TEXT NOT NULL,
-    legs BLOB NOT NULL, about BLOB NOT NULL, result BLOB NOT NULL
-) WITHOUT ROWID, STRICT;
-CREATE TABLE budgets (name TEXT PRIMARY KEY, shape TEXT NOT NULL) WITHOUT ROWID, STRICT;
-CREATE TABLE notes (
-    kind TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (kind, name)
-) WITHOUT ROWID, STRICT;
-"""
 _VERSIONS = (
     "SELECT kind, name, version FROM json_each(?) AS wanted JOIN notes "
     "ON kind = wanted.value ->> 0 AND name = wanted.value ->> 1"
@@ -128,8 +111,6 @@ _PASSING = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE
 _UNKEEPABLE = (sqlite3.DataError, sqlite3.IntegrityError, UnicodeEncodeError, OverflowError)
 """Errors that say that the values are at fault: too long, twice there, half a surrogate pair, an
 integer of more than 64 bits."""
-_MAGIC = b"SQLite format 3\0"
-"""The first bytes of an SQLite file (sqlite.org/fileformat.html)."""
 T = TypeVar("T")
 
 
@@ -192,7 +173,7 @@ class SqliteLedger:
     @property
     def lock_path(self) -> Path:
         """The file whose `flock` every writer has."""
-        return self._side_file(".lock")
+        return side_file(self._path, ".lock")
 
     # -- the thread: what may wait runs there; of all that touches the file, one at a time --------
 
@@ -342,10 +323,10 @@ class SqliteLedger:
     def _prepare(self, sole: bool) -> None:
         refuse_network(self._path)
         try:
-            self._look_from_outside()
+            look_from_outside(self._path)
             if sole:
-                self._instance_file = take_for_life(self._side_file(".instance"), self._path)
-            self._lock_file = os.open(self._side_file(".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+                self._instance_file = take_for_life(side_file(self._path, ".instance"), self._path)
+            self._lock_file = os.open(side_file(self._path, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
             with self._write_lock():
                 self._connect(create=True)
         except (sqlite3.Error, OSError, LedgerDownError) as error:
@@ -353,37 +334,6 @@ class SqliteLedger:
                 f"{self._path} cannot be used as a ledger: {error}. "
                 "Name a writable file on a local disk, or move this one away."
             ) from error
-
-    def _look_from_outside(self) -> None:
-        """Before anything is written, also beside it: what is there must be a file that we may
-        write to, and ours. Raises OSError, sqlite3.Error, LedgerRefusedError."""
-        if self._begins_as_it_must("r+b") and not self._side_file("-journal").exists():
-            peek = sqlite3.connect(self._uri("mode=ro&immutable=1"), uri=True)
-            with contextlib.closing(peek):
-                self._version_of(peek)
-
-    def _begins_as_it_must(self, mode: Literal["rb", "r+b"]) -> bool:
-        """Whether there is anything in the file. Raises OSError if that is no database, or none
-        that can be opened so."""
-        try:
-            kind = self._path.stat().st_mode
-        except FileNotFoundError:
-            return False
-        if stat.S_ISDIR(kind):
-            raise IsADirectoryError("Is a directory")
-        if not stat.S_ISREG(kind):
-            raise OSError("it is not a regular file")
-        with self._path.open(mode) as file:
-            head = file.read(len(_MAGIC))
-        if head and head != _MAGIC:
-            raise OSError("file is not a database")
-        return bool(head)
-
-    def _uri(self, how: str) -> str:
-        return f"file:{urllib.parse.quote(os.fsencode(self._path))}?{how}"
-
-    def _side_file(self, suffix: str) -> Path:
-        return self._path.with_name(self._path.name + suffix)
 
     def _connect(self, *, create: bool) -> sqlite3.Connection:
         """Open the file, and write to it only if it is ours. Only under the write lock."""
@@ -396,9 +346,13 @@ class SqliteLedger:
         )
         self._patience_s = LOCK_WAIT_S
         try:
-            version = self._version_of(db)
+            version = version_of(db, self._path)
             if not version:
-                self._create(db, create)
+                if not create:
+                    raise OSError(
+                        "the ledger file was emptied; put it back, or restart to begin a new one"
+                    )
+                begin_anew(db)
             elif version < SCHEMA_VERSION:
                 upgrade(db, version)
             db.execute("PRAGMA journal_mode = WAL")
@@ -413,16 +367,16 @@ class SqliteLedger:
 
     def _connect_to_read(self) -> None:
         try:
-            self._begins_as_it_must("rb")
+            begins_as_it_must(self._path, "rb")
             os.close(os.open(self._path, os.O_RDONLY))  # which says why it cannot
             self._db = sqlite3.connect(
-                self._uri("mode=ro"),
+                uri(self._path, "mode=ro"),
                 uri=True,
                 isolation_level=None,
                 check_same_thread=False,
                 timeout=LOCK_WAIT_S,
             )
-            if not self._version_of(self._db):
+            if not version_of(self._db, self._path):
                 raise OSError("it is empty, no proxy has used it yet")
         except LedgerRefusedError:
             self._undo()
@@ -432,32 +386,6 @@ class SqliteLedger:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF in _PASSING:
                 raise
             raise LedgerRefusedError(f"{self._path} cannot be read as a ledger: {error}") from error
-
-    def _version_of(self, db: sqlite3.Connection) -> int:
-        """The schema of the ledger in the file; 0: there is nothing at all."""
-        application = db.execute("PRAGMA application_id").fetchone()[0]
-        version: int = db.execute("PRAGMA user_version").fetchone()[0]
-        tables = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]
-        if application == APPLICATION_ID and 1 <= version <= SCHEMA_VERSION:
-            return version
-        if application == APPLICATION_ID:
-            raise LedgerRefusedError(
-                f"{self._path} was written by another version (schema {version}, this one knows "
-                f"{SCHEMA_VERSION}). Run the version that wrote it, or newer."
-            )
-        if application or version or tables:
-            raise LedgerRefusedError(
-                f"{self._path} is an SQLite file of something else. Name another file."
-            )
-        return 0
-
-    def _create(self, db: sqlite3.Connection, allowed: bool) -> None:
-        if not allowed:
-            raise OSError("the ledger file was emptied; put it back, or restart to begin a new one")
-        db.executescript(
-            f"BEGIN IMMEDIATE; PRAGMA application_id = {APPLICATION_ID}; "
-            f"PRAGMA user_version = {SCHEMA_VERSION}; {_SCHEMA} COMMIT;"
-        )
 
     # -- locks and connections -------------------------------------------------------------------
 

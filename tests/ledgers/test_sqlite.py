@@ -37,6 +37,7 @@ from budget_proxy.ledgers import (
     LedgerRefusedError,
     places,
     sqlite,
+    sqlite_file,
     upgrade,
     wal,
 )
@@ -92,7 +93,7 @@ def a_foreign_database_without_tables(path: Path) -> None:
 
 def a_newer_ledger(path: Path) -> None:
     asyncio.run(SqliteLedger.open(path).close())
-    a_database(path, f"PRAGMA user_version = {sqlite.SCHEMA_VERSION + 1}")
+    a_database(path, f"PRAGMA user_version = {sqlite_file.SCHEMA_VERSION + 1}")
 
 
 def garbage(path: Path) -> None:
