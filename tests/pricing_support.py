@@ -76,11 +76,11 @@ def priced(
     found = route_of(upstream, route)
     reading = Reading([found])
     document = decoded(Document(), data, reading, len(data))
-    body = data if editable else None
+    kept = data if editable else None
     narrow = reading.narrow(found, document.names)
-    answer = estimate(narrow, upstream, document, body, now_s)
+    answer = estimate(narrow, upstream, document, kept, now_s)
     # What is left out of a route for want of its names changes nothing.
-    assert answer == estimate(found, upstream, replace(document, names=None), body, now_s)
+    assert answer == estimate(found, upstream, replace(document, names=None), kept, now_s)
     return answer
 
 

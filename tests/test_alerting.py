@@ -18,7 +18,7 @@ from webhook_server import Hooks, running_hooks
 from budget_proxy import alerting as alerting_module
 from budget_proxy.accounts_view import AccountView
 from budget_proxy.alerting import KIND, TOLD, Alerting, balance_gauge, gauges_of, names_of
-from budget_proxy.core.alert import Alert, Facts, Gauge, Subject, Threshold
+from budget_proxy.core.alert import Alert, Facts, Gauge, Subject, SubjectKind, Threshold
 from budget_proxy.core.balance import Watch
 from budget_proxy.core.budget import Budget
 from budget_proxy.core.house import House
@@ -31,7 +31,7 @@ from budget_proxy.ledgers import LedgerDownError
 from budget_proxy.ledgers.opener import open_ledger
 
 SUBJECT = Subject("budget", "team", "payments")
-NAMES = frozenset({("budget", "team")})
+NAMES: frozenset[tuple[SubjectKind, str]] = frozenset({("budget", "team")})
 HALF, MOST = Threshold("spent", 5000), Threshold("spent", 9000)
 
 

@@ -415,7 +415,7 @@ def test_a_sampler_lives_through_a_ledger_that_is_down(
             if passes == 6:
                 raise asyncio.CancelledError
 
-        monkeypatch.setattr(burn_module.asyncio, "sleep", turn)
+        monkeypatch.setattr(asyncio, "sleep", turn)
         with pytest.raises(asyncio.CancelledError):
             await burn_module.keep(day.burn)
         assert [found.line.budget for found in day.burn.runways()] == ["company"]

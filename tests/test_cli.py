@@ -367,7 +367,8 @@ def check_schema(schema: Any, root: Any, where: str) -> int:
         elif key in ("items", "additionalProperties", "propertyNames", "not"):
             count += check_schema(value, root, here)
         elif key == "required":
-            assert set(value) <= set(schema.get("properties", value)), here
+            properties: Any = schema.get("properties", value)
+            assert set(value) <= set(properties), here
         elif key == "pattern":
             re.compile(value)
         elif key in ("title", "description", "$schema", "$id"):

@@ -232,12 +232,13 @@ def test_what_was_surely_not_sent_is_told_apart(url: str, given: dict[str, str])
                     text = text.replace(name, port)
                 return text
 
+            more: dict[str, Any] = {name: put_in(text) for name, text in given.items()}
             with pytest.raises(ControlError) as caught:
                 await fetch(
                     put_in(url) + f"?key={SECRET}",
                     headers=[("X-Key", SECRET)],
                     timeout_s=20,
-                    **{name: put_in(text) for name, text in given.items()},
+                    **more,
                 )
             return caught.value, server.heard
 

@@ -14,7 +14,7 @@ import shlex
 import textwrap
 import threading
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -95,7 +95,7 @@ class Anything(dict[str, str]):
 # -- what the tables say --------------------------------------------------------------------------
 
 
-def table(head: str, rows: Iterator[tuple[str, ...]] | list[tuple[str, ...]]) -> str:
+def table(head: str, rows: Iterable[tuple[str, ...]]) -> str:
     columns = head.split("|")
     lines = [f"| {' | '.join(columns)} |", f"|{' --- |' * len(columns)}"]
     for row in rows:

@@ -17,7 +17,7 @@ from memory_ledger import MemoryLedger
 from budget_proxy import export as room
 from budget_proxy.core.book import Adjust, Entry, EntryLeg, Hold, Leg, Settle
 from budget_proxy.core.window import Span
-from budget_proxy.export import COLUMNS, Wanted, export, instant
+from budget_proxy.export import COLUMNS, Format, Wanted, export, instant
 
 NOW_S = 1_800_000_000.0
 ABOUT = (
@@ -170,7 +170,7 @@ class Endless(MemoryLedger):
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_no_more_than_a_page_is_in_memory(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_a_page_is_in_memory(form: Format, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room, "PAGE", 100)
 
     def peak_bytes(entries: int) -> tuple[int, int, list[int]]:

@@ -73,6 +73,7 @@ def test_an_open_breaker_is_told_and_a_pause_is_not() -> None:
 
 def test_a_condition_is_known_since_it_turned() -> None:
     lookout = Lookout()
+    steps: tuple[tuple[float, list[Stop], float], ...]
     steps = ((100.0, [EMPTY], 100.0), (200.0, [EMPTY], 100.0), (300.0, [], 300.0))
     for now_s, stops, since_s in steps:
         found = conditions(stops=stops, now_s=now_s, lookout=lookout)

@@ -96,15 +96,16 @@ class Town:
         self._head = "\n".join(kept) + "\n"
 
     async def call(
-        self, count: int = 1, upstream: str = "geo", key: dict[str, str] = AUTH, **more: str
+        self, count: int = 1, upstream: str = "geo", key: dict[str, str] = AUTH, user: str = ""
     ) -> list[int]:
         """So many calls, one after the other; their statuses."""
         assert self.app is not None
         host, port = self.app.address
+        headers = key | ({"x-user": user} if user else {})
         statuses = []
         for _ in range(count):
             where = f"http://{host}:{port}/{upstream}/v1/geocode?q=Oslo"
-            async with self._session.get(where, headers=key | more) as answer:
+            async with self._session.get(where, headers=headers) as answer:
                 await answer.read()
                 statuses.append(answer.status)
         return statuses
@@ -130,9 +131,10 @@ class Town:
 @contextlib.asynccontextmanager
 async def town(folder: Path, sandbox: str | None = None) -> AsyncIterator[Town]:
     async with contextlib.AsyncExitStack() as stack:
-        url = sandbox or await stack.enter_async_context(running_sandbox())
+        if sandbox is None:
+            sandbox = await stack.enter_async_context(running_sandbox())
         session = await stack.enter_async_context(aiohttp.ClientSession())
-        place = Town(folder, url, session)
+        place = Town(folder, sandbox, session)
         try:
             yield place
         finally:
@@ -202,7 +204,7 @@ async def five_calls(place: Town) -> None:
     """Two by red (one for Ada), one by blue, one by a service without a team, and one by red that
     is the second on maps."""
     assert await place.call(1) == [200]
-    assert await place.call(1, **{"x-user": "ada"}) == [200]
+    assert await place.call(1, user="ada") == [200]
     assert await place.call(1, key=BATCH) == [200]
     assert await place.call(1, key=OLD, upstream="maps") == [200]
     assert await place.call(1, upstream="maps") == [200]
@@ -493,11 +495,11 @@ def test_the_payers_of_a_renamed_budget_are_known_to_its_bound(tmp_path: Path) -
         async with town(tmp_path) as place:
             await place.restart(budget("a"))
             for user in ("ada", "bob"):
-                assert await place.call(**{"x-user": user}) == [200]
-            assert await place.call(**{"x-user": "eve"}) == [403]
+                assert await place.call(user=user) == [200]
+            assert await place.call(user="eve") == [403]
             await place.reload(budget("b", ", was: a"))
-            assert await place.call(**{"x-user": "eve"}) == [403]
-            assert await place.call(**{"x-user": "ada"}) == [200]
+            assert await place.call(user="eve") == [403]
+            assert await place.call(user="ada") == [200]
 
     asyncio.run(story())
 

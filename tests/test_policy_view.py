@@ -30,7 +30,7 @@ HOUSE = House(
             proxy=f"http://u:{SECRET}@proxy:3128",
         )
     },
-    {"checkout": Service("checkout", (SECRET.encode(),), {"team": "a"}, priority=2)},
+    {"checkout": Service("checkout", (SECRET.encode(),), {"team": "a"}, priority="low")},
     (
         Budget(
             "team",
@@ -73,7 +73,7 @@ def test_what_is_named_is_shown_and_no_secret() -> None:
                 "currency": "USD",
             }
         ],
-        "services": [{"name": "checkout", "labels": {"team": "a"}, "priority": 2, "weight": 1}],
+        "services": [{"name": "checkout", "labels": {"team": "a"}, "priority": "low", "weight": 1}],
         "budgets": [
             CALLS
             | {

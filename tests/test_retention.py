@@ -8,6 +8,7 @@ import itertools
 import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness import house_of
@@ -203,7 +204,7 @@ def test_a_pass_does_a_bounded_number_of_short_steps(
         steps: list[int] = []
         real = SqliteLedger.fold
 
-        async def counted(self: SqliteLedger, *given: object) -> str | None:
+        async def counted(self: SqliteLedger, *given: Any) -> str | None:
             before = len(await self.entries(0))
             last = await real(self, *given)
             steps.append(before - len(await self.entries(0)))

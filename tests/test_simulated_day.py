@@ -162,7 +162,8 @@ class Day:
         """Exactly what an account of some budget can still carry."""
         leg = self._leg(self.random.choice(KINDS[:3]), 0)
         account = self._account(leg)
-        return max(0, leg.limit - self.know.spent[account] - self.know.held[account])
+        left: int = leg.limit - self.know.spent[account] - self.know.held[account]
+        return max(0, left)
 
     def _fits(self, leg: Any) -> bool:
         if leg.span.per == "request":

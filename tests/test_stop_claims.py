@@ -52,7 +52,8 @@ class Town:
             await machine.keeper.look()
 
 
-STOPPED, DUE = (["up"], []), (["up"], ["up"])
+STOPPED: tuple[list[str], list[str]] = (["up"], [])
+DUE: tuple[list[str], list[str]] = (["up"], ["up"])
 OVER: tuple[list[str], list[str]] = ([], [])
 
 

@@ -26,9 +26,10 @@ def legs(**amounts: int) -> tuple[Leg, ...]:
 def ticket(name: str, service: str = "s", *, short_on: Any = "A", **more: Any) -> Ticket:
     """`name` and, in capitals, what it needs: `A=5`."""
     needs = {key: more.pop(key) for key in tuple(more) if key.isupper()} or {"A": 1}
-    given = {"priority": "normal", "weight": 1, "joined_s": 0.0, "deadline_s": 9.0, "body_bytes": 0}
+    given: dict[str, Any] = {"priority": "normal", "weight": 1, "body_bytes": 0}
+    given |= {"joined_s": 0.0, "deadline_s": 9.0} | more
     short = frozenset((letter, "(all)") for letter in short_on)
-    return Ticket(name, service, legs=legs(**needs), short_on=short, **given | more)
+    return Ticket(name, service, legs=legs(**needs), short_on=short, **given)
 
 
 def line_of(*tickets: Ticket, bounds: Waiting | None = None) -> Waitlist:

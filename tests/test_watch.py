@@ -102,6 +102,7 @@ class Rig:
         self.watch.stop()
 
     async def account(self) -> AccountState:
+        row: AccountState
         (row,) = await self.ledger.accounts()
         return row
 
@@ -341,10 +342,10 @@ def test_limits_that_could_not_be_written_are_written_later() -> None:
         async def down(_batch: Any) -> Any:
             raise LedgerDownError("full")
 
-        working, rig.ledger.commit = rig.ledger.commit, down  # type: ignore[method-assign]
-        with pytest.raises(LedgerDownError):
-            await rig.watch.look("a")
-        rig.ledger.commit = working  # type: ignore[method-assign]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(rig.ledger, "commit", down)
+            with pytest.raises(LedgerDownError):
+                await rig.watch.look("a")
         assert await rig.limit() == 0
         rig.provider.status = 500
         await rig.watch.look("a")

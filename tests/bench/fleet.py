@@ -32,7 +32,7 @@ from wire import chat_request, closed_loop, quantile
 
 from budget_proxy.burn import Burn
 from budget_proxy.catalogue import Catalogue
-from budget_proxy.core.book import Held, Hold, Leg, Settle
+from budget_proxy.core.book import Held, Hold, Leg, Settle, Short
 from budget_proxy.core.history import GAP_S, HOUR_S
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.money import NANOS
@@ -300,6 +300,7 @@ def _to_the_end(number: int, url: str, queue: Queue[Any]) -> None:
             if isinstance(answer, Held):
                 await commit.land(Settle(name, {"USD": amount}, "actual"))
                 continue
+            assert isinstance(answer, Short)
             [short] = answer.shortfalls
             left = LIMIT - short.spent
             wrong += short.spent + short.held + amount <= LIMIT

@@ -44,7 +44,8 @@ NAMES = frozenset({("budget", "team"), ("balance", "deepseek"), ("topup", "deeps
 
 def budget(spent: int, **more: Any) -> Gauge:
     """A budget of 200 USD."""
-    given = {"thresholds": (HALF, EIGHTY, NINETY_FIVE), "subject": TEAM, "limit": 200} | more
+    given: dict[str, Any] = {"thresholds": (HALF, EIGHTY, NINETY_FIVE), "subject": TEAM}
+    given |= {"limit": 200} | more
     limit = given.pop("limit")
     return Gauge(
         unit="USD", limit=limit * NANOS, spent=spent * NANOS, left=(limit - spent) * NANOS, **given

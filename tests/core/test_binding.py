@@ -27,7 +27,8 @@ COSTS = {"USD": 500, "requests": 1, "tokens": 70}
 
 
 def budget(name: str = "b", **more: Any) -> Budget:
-    return Budget(**{"name": name, "limit": 1000, "unit": "USD", "span": DAY} | more)
+    given: dict[str, Any] = {"name": name, "limit": 1000, "unit": "USD", "span": DAY}
+    return Budget(**given | more)
 
 
 def sent(headers: dict[str, str] | None = None, json: Any = None) -> Document:

@@ -38,7 +38,9 @@ def span_of(name: str) -> Span:
 
 
 def leg(text: str) -> Leg:
-    name, amount, limit, report = _LEG.fullmatch(text).groups()
+    found = _LEG.fullmatch(text)
+    assert found is not None, text
+    name, amount, limit, report = found.groups()
     return Leg(name, "(all)", "USD", span_of(name), int(limit), int(amount), not report)
 
 

@@ -50,7 +50,7 @@ def test_an_account_without_a_cap_lets_nothing_through() -> None:
 
 def test_a_cap_is_the_limit_until_the_next_one() -> None:
     page = Page()
-    story = [cap(10), hold("1", 6), hold("2", 5), cap(11), hold("3", 5), cap(4), hold("4", 1)]
+    story = (cap(10), hold("1", 6), hold("2", 5), cap(11), hold("3", 5), cap(4), hold("4", 1))
     assert applied(page, *story) == ["Capped", "Held", "Short", "Capped", "Held", "Capped", "Short"]
     assert page.accounts[KEY].state()[-3:] == (4, 0, 11)
     assert page.written == {}

@@ -598,7 +598,7 @@ def test_a_model_with_a_price_for_half_of_a_call_has_none() -> None:
         refused(half, "chat", chat(model="half"), Reason.UNPRICED)
 
 
-CHAT_UNBOUNDED = [
+CHAT_UNBOUNDED: list[dict[str, Any]] = [
     {"web_search_options": {}},
     {"web_search_options": {"search_context_size": "low"}},
     {"model": "gpt-4o-search-preview"},
@@ -611,7 +611,7 @@ CHAT_UNBOUNDED = [
     {"tools": [{"type": "web_search"}]},
     {"prompt_cache_options": {"ttl": "12h"}},
 ]
-RESPONSES_UNBOUNDED = [
+RESPONSES_UNBOUNDED: list[dict[str, Any]] = [
     {"previous_response_id": "resp_1"},
     {"conversation": "conv_1"},
     {"conversation": {"id": "conv_1"}},
@@ -626,7 +626,7 @@ RESPONSES_UNBOUNDED = [
     {"input": asked({"type": "input_file", "file_url": "https://e.com/a.pdf"})},
     {"model": "o4-mini-deep-research"},
 ]
-MESSAGES_UNBOUNDED = [
+MESSAGES_UNBOUNDED: list[dict[str, Any]] = [
     {"mcp_servers": [{"type": "url", "url": "https://e.com"}]},
     {"container": "c"},
     {"container": {"skills": []}},

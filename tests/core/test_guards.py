@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from budget_proxy.core.guards import beside_the_body, check_first_lines, guards_of
@@ -22,7 +24,7 @@ from budget_proxy.core.source import (
 from budget_proxy.core.target import parse_target
 
 
-def route(*sources: Source, **more: object) -> Route:
+def route(*sources: Source, **more: Any) -> Route:
     quantities = tuple(Quantity(f"q{index}", source) for index, source in enumerate(sources))
     return Route("r", frozenset(), "/", quantities, **more)
 

@@ -30,7 +30,7 @@ def costing(ceiling: int, **more: Any) -> Estimate:
     return held(amounts={"USD": ceiling}, **more)
 
 
-def end(rule: str = "actual", **amounts: int) -> Settlement:
+def end(rule: str = "actual", /, **amounts: int) -> Settlement:
     return Settlement(rule, {"requests": 1} | amounts, {})
 
 
@@ -291,7 +291,7 @@ def test_an_upstream_whose_ceilings_are_computed_anew_begins_again() -> None:
 def test_what_is_recalled_is_what_was_learned() -> None:
     lived, told = Story(), Story()
     for number in range(3 * ROUND):
-        actual = {"USD": 1000 + number % 700, "input_tokens": number % 150}
+        actual: dict[str, Any] = {"USD": 1000 + number % 700, "input_tokens": number % 150}
         lived.call(**actual)
         told.learned.recall(CHAT, CEILING, actual, NOW_S)
         assert told.hold() == lived.hold()

@@ -20,8 +20,8 @@ def budget(name: str, allowance: int | None = None, **more: Any) -> Budget:
 
 
 def leg(name: str, amount: int = 10, **more: Any) -> Leg:
-    given = {"payer": "(all)", "unit": "USD", "span": TOTAL, "limit": 1000} | more
-    return Leg(budget=name, amount=amount, **given)
+    given: dict[str, Any] = {"payer": "(all)", "unit": "USD", "span": TOTAL, "limit": 1000}
+    return Leg(budget=name, amount=amount, **given | more)
 
 
 BUDGETS = {

@@ -32,7 +32,9 @@ Row = tuple[str, str, str]
 
 
 def leg(text: str) -> Leg:
-    name, amount, limit, mode = _LEG.fullmatch(text).groups()
+    found = _LEG.fullmatch(text)
+    assert found is not None, text
+    name, amount, limit, mode = found.groups()
     steps = FROM_LEDGER if limit == "balance" else int(limit)
     wait_s = 0.0 if mode else 30.0
     return Leg(name, "(all)", "USD", TOTAL, steps, int(amount), mode != "x", 0, wait_s)
@@ -242,7 +244,7 @@ def mark(name: str, owner: str = "a", rank: int = 1, amount: int = 1, at_s: floa
 
 
 def test_an_account_has_so_many_marks_and_they_are_the_first() -> None:
-    marks = ()
+    marks: tuple[Mark, ...] = ()
     for number in range(MAX_MARKS + 3):
         marks = marked(marks, mark(f"{90 - number}", f"owner-{number}"), NOW_S)
     names = [f"{90 - number}" for number in range(3, MAX_MARKS + 3)]

@@ -22,12 +22,12 @@ from budget_proxy.core import meter as meters
 from budget_proxy.core.document import Document
 from budget_proxy.core.figure import MAX_QUANTITY, BadQuantityError
 from budget_proxy.core.headers import by_name
-from budget_proxy.core.meter import EventMeter, Figures
+from budget_proxy.core.meter import BodyMeter, EventMeter, Figures
 from budget_proxy.core.place import Path, Place, json_place
 from budget_proxy.core.quantity import Quantity
 from budget_proxy.core.rate import Rate
 from budget_proxy.core.route import Route
-from budget_proxy.core.source import Combined, Constant, Count, Number, Shaped
+from budget_proxy.core.source import Combined, Constant, Count, Number, Shaped, Source
 
 CHAT = route_of(shipped("openai"), "chat")
 RESPONSES = route_of(shipped("openai"), "responses")
@@ -152,7 +152,7 @@ OUTPUT_ITEMS = [
 
 
 def response_events(last: str = "response.completed") -> tuple[dict[str, Any], ...]:
-    early = {"id": "resp_1", "model": "gpt-6-sol", "output": [], "usage": None}
+    early: dict[str, Any] = {"id": "resp_1", "model": "gpt-6-sol", "output": [], "usage": None}
     return (
         {"type": "response.created", "response": early},
         {"type": "response.output_text.delta", "delta": "hello", "obfuscation": "xKj3"},
@@ -327,6 +327,7 @@ def test_a_bomb_is_not_inflated() -> None:
     bomb = gzip.compress(b" " * (600 * 1024 * 1024), 9)
     pieces = in_pieces(bomb, 2048)
     found = meter(CHAT, content_encoding="gzip")
+    assert isinstance(found, BodyMeter)
     inflated = 0
     tracemalloc.start()
     for piece in pieces:
@@ -427,7 +428,7 @@ def test_the_event_we_asked_for_is_taken_out_wherever_it_is_split(end: str) -> N
 
 
 def test_an_event_that_others_would_miss_stays() -> None:
-    filters = {"choices": [], "prompt_filter_results": [], "usage": None}
+    filters: dict[str, Any] = {"choices": [], "prompt_filter_results": [], "usage": None}
     full = chunk("x", usage=USAGE)
     data = sse(filters, full, chunk("y"), DONE)
     passed, found = read(meter(CHAT, SSE, drops=True), data)
@@ -836,24 +837,22 @@ def test_no_answer_makes_it_raise_or_lose_a_byte(
     assert all(0 <= n <= MAX_QUANTITY for n in found.quantities.values())
 
 
+ODD_SOURCES: dict[str, Source] = {
+    "read": Number((json_place("u.in"), json_place("r.u.in"))),
+    "header": Number((json_place("u.h"), Place("header", "x-h"))),
+    "many": Number((json_place("u.*"),)),
+    "less": Combined("minus", (Number((json_place("u.in"),)), Constant(3))),
+    "sum": Combined("sum", (Number((json_place("u.in"),)), Number((json_place("u.out"),)))),
+    "items": Count(json_place("items")),
+    "shaped": Shaped(Number((json_place("u.out"),)), default=2, step=10),
+    "none": Combined("minus", ()),
+    "out": Combined("minus", (Number((json_place("u.out"),)), Number((json_place("n"),)))),
+}
 ODD = Route(
     "odd",
     frozenset(),
     "/odd",
-    quantities=tuple(
-        Quantity(name, Constant(0), source)
-        for name, source in {
-            "read": Number((json_place("u.in"), json_place("r.u.in"))),
-            "header": Number((json_place("u.h"), Place("header", "x-h"))),
-            "many": Number((json_place("u.*"),)),
-            "less": Combined("minus", (Number((json_place("u.in"),)), Constant(3))),
-            "sum": Combined("sum", (Number((json_place("u.in"),)), Number((json_place("u.out"),)))),
-            "items": Count(json_place("items")),
-            "shaped": Shaped(Number((json_place("u.out"),)), default=2, step=10),
-            "none": Combined("minus", ()),
-            "out": Combined("minus", (Number((json_place("u.out"),)), Number((json_place("n"),)))),
-        }.items()
-    ),
+    quantities=tuple(Quantity(name, Constant(0), source) for name, source in ODD_SOURCES.items()),
     answer_model=(json_place("model"), json_place("r.model")),
     answer_tier=(json_place("u.in"), json_place("tier")),
 )

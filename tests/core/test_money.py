@@ -29,12 +29,12 @@ AMOUNTS = st.integers(-MAX_AMOUNT, MAX_AMOUNT)
 
 
 @given(amount=AMOUNTS, unit=UNITS)
-def test_text_and_amount_round_trip(amount, unit):
+def test_text_and_amount_round_trip(amount: int, unit: str) -> None:
     assert parse_amount(show(amount, unit)) == (amount, unit)
 
 
 @given(amount=st.integers(-(10**30), 10**30), unit=UNITS)
-def test_exact_is_exact_and_has_no_trailing_zero(amount, unit):
+def test_exact_is_exact_and_has_no_trailing_zero(amount: int, unit: str) -> None:
     text = exact(amount, unit)
     assert Fraction(text) == Fraction(amount, scale_of(unit))
     assert "e" not in text.lower()
@@ -47,7 +47,7 @@ def test_exact_is_exact_and_has_no_trailing_zero(amount, unit):
     fraction=st.text("0123456789", max_size=9),
     sign=st.sampled_from(["", "+", "-"]),
 )
-def test_parse_agrees_with_fractions(whole, fraction, sign):
+def test_parse_agrees_with_fractions(whole: int, fraction: str, sign: str) -> None:
     text = f"{sign}{whole}.{fraction}" if fraction else f"{sign}{whole}"
     steps, unit = parse_amount(f"{text} USD")
     assert unit == "USD"
@@ -56,7 +56,7 @@ def test_parse_agrees_with_fractions(whole, fraction, sign):
 
 
 @given(digits=st.integers(1, 9), zeros=st.integers(9, 60))
-def test_digits_beyond_the_step_are_refused_and_never_rounded(digits, zeros):
+def test_digits_beyond_the_step_are_refused_and_never_rounded(digits: int, zeros: int) -> None:
     with pytest.raises(AmountError, match="more decimal places"):
         parse_amount(f"0.{'0' * zeros}{digits} USD")
     # Zeros say nothing, so any number of them may follow.
@@ -64,7 +64,7 @@ def test_digits_beyond_the_step_are_refused_and_never_rounded(digits, zeros):
 
 
 @given(whole=st.integers(1, 99_999_999), zeros=st.integers(20, 60))
-def test_a_long_fraction_is_refused_whatever_stands_before_it(whole, zeros):
+def test_a_long_fraction_is_refused_whatever_stands_before_it(whole: int, zeros: int) -> None:
     with pytest.raises(AmountError):
         parse_amount(f"{whole}.{'0' * zeros}1 USD")
 
@@ -76,26 +76,26 @@ def test_a_long_fraction_is_refused_whatever_stands_before_it(whole, zeros):
         + [(text, 1_000_000) for text in ("1M", "1000000", "1_000_000")]
     ),
 )
-def test_prices(amount, count):
+def test_prices(amount: int, count: tuple[str, int]) -> None:
     word, number = count
     assert parse_price(f"{exact(amount, 'EUR')} EUR per {word}") == (amount, number, "EUR")
     assert parse_price(f"  {exact(amount, 'EUR')} EUR ") == (amount, 1, "EUR")
 
 
 @given(numerator=st.integers(-(10**40), 10**40), denominator=st.integers(1, 10**20))
-def test_ceil_div_rounds_up_and_by_less_than_one(numerator, denominator):
+def test_ceil_div_rounds_up_and_by_less_than_one(numerator: int, denominator: int) -> None:
     rounded, true = ceil_div(numerator, denominator), Fraction(numerator, denominator)
     assert true <= rounded < true + 1
 
 
 @given(amount=st.integers(-(2**70), 2**70))
-def test_saturated_keeps_a_sum_in_64_bits(amount):
+def test_saturated_keeps_a_sum_in_64_bits(amount: int) -> None:
     kept = saturated(amount)
     assert -(2**63) < kept < 2**63
     assert kept == amount or (abs(kept) == MAX_SUM and abs(amount) > MAX_SUM)
 
 
-def test_ninety_of_the_largest_amounts_fit_into_64_bits():
+def test_ninety_of_the_largest_amounts_fit_into_64_bits() -> None:
     assert 90 * MAX_AMOUNT < MAX_SUM
 
 
@@ -120,7 +120,7 @@ def test_ninety_of_the_largest_amounts_fit_into_64_bits():
         ("100000000000000000 tokens", MAX_AMOUNT, "tokens"),
     ],
 )
-def test_good_amounts(text, steps, unit):
+def test_good_amounts(text: str, steps: int, unit: str) -> None:
     assert parse_amount(text) == (steps, unit)
 
 
@@ -168,7 +168,7 @@ def test_good_amounts(text, steps, unit):
         "0." + "0" * 5000 + "1 USD",
     ],
 )
-def test_bad_amounts_are_refused_with_a_message(text):
+def test_bad_amounts_are_refused_with_a_message(text: str) -> None:
     with pytest.raises(AmountError) as caught:
         parse_amount(text)
     assert str(caught.value)
@@ -193,7 +193,7 @@ def test_bad_amounts_are_refused_with_a_message(text):
         "0.0000000001 USD per 1",
     ],
 )
-def test_bad_prices_are_refused_with_a_message(text):
+def test_bad_prices_are_refused_with_a_message(text: str) -> None:
     with pytest.raises(AmountError) as caught:
         parse_price(text)
     assert str(caught.value)
@@ -213,19 +213,19 @@ def test_bad_prices_are_refused_with_a_message(text):
         (-600, "requests", "-600"),
     ],
 )
-def test_exact(amount, unit, text):
+def test_exact(amount: int, unit: str, text: str) -> None:
     assert exact(amount, unit) == text
     assert show(amount, unit) == f"{text} {unit}"
     assert Decimal(text) * scale_of(unit) == amount
 
 
 @pytest.mark.parametrize("unit", ["USD", "EUR", "JPY", "ZZZ"])
-def test_three_capitals_are_money(unit):
+def test_three_capitals_are_money(unit: str) -> None:
     assert is_currency(unit)
     assert scale_of(unit) == NANOS
 
 
 @pytest.mark.parametrize("unit", ["", "US", "USDT", "usd", "Usd", "USD\n", " USD", "ÜSD", "US1"])
-def test_anything_else_is_counted_in_pieces(unit):
+def test_anything_else_is_counted_in_pieces(unit: str) -> None:
     assert not is_currency(unit)
     assert scale_of(unit) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import msgspec
@@ -88,7 +89,7 @@ def test_what_is_delivered_or_hopeless_is_gone(result: Literal["delivered", "nev
 
 def test_an_alert_is_tried_a_bounded_number_of_times_within_its_deadline() -> None:
     outbox, now_s, tried_s = filled("a"), 0.0, []
-    lost: dict[str, int] = {}
+    lost: Mapping[str, int] = {}
     while outbox:
         due_s = next_due_s(outbox)
         assert due_s is not None

@@ -44,6 +44,7 @@ def test_a_plain_request_leaves_little_of_a_route() -> None:
     narrow = narrowed(CHAT, found)
     assert (narrow.parts, narrow.tier, narrow.streaming) == ((), None, None)
     assert {rule.test.place.name for rule in narrow.unbounded} == {"model"}
+    assert narrow.output is not None
     assert [place.name for place in narrow.output.places] == ["max_tokens"]
     assert narrow.output.times == Constant(1)
     assert narrow.ruled_out == {"audio_input_tokens", "audio_output_tokens"}

@@ -89,5 +89,5 @@ def test_a_route_knows_what_follows_from_it() -> None:
     assert KINDS.answer_heads == KINDS.figure_heads | {"tier", "model"}
     assert KINDS.metered
     free = Route("f", frozenset(), "/f", free=True)
-    assert (free.units, free.metered) == ({"requests"}, False)
+    assert (free.units, free.metered) == (frozenset({"requests"}), False)
     assert heads_of(None) == frozenset()

@@ -108,6 +108,8 @@ def test_the_band_lies_between_the_fastest_and_the_slowest_rate() -> None:
     found = look(history, 40_000)
     assert found.low_s == pytest.approx(10 * HOUR_S)
     assert found.high_s == pytest.approx(40_000 / found.rates["7d"] * HOUR_S)
+    assert found.low_s is not None
+    assert found.high_s is not None
     assert found.low_s < (found.seconds or 0) < found.high_s
 
 

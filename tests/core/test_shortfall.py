@@ -50,6 +50,12 @@ def decided(
     )
 
 
+def refused(*shortfalls: Shortfall, **how: Any) -> Refusal:
+    refusal = decided(*shortfalls, **how)
+    assert isinstance(refusal, Refusal)
+    return refusal
+
+
 WAITS: dict[str, tuple[list[Shortfall], dict[str, Any], float]] = {
     "held by others": ([short("waits")], {}, 20),
     "the shortest patience counts": ([short("waits"), short("waits-less")], {}, 5),
@@ -140,8 +146,7 @@ REFUSALS: dict[str, tuple[list[Shortfall], dict[str, Any], Reason, int | None]] 
 @pytest.mark.parametrize("case", REFUSALS)
 def test_it_refuses(case: str) -> None:
     shortfalls, how, reason, retry_after_s = REFUSALS[case]
-    refusal = decided(*shortfalls, **how)
-    assert isinstance(refusal, Refusal)
+    refusal = refused(*shortfalls, **how)
     assert (refusal.reason, refusal.retry_after_s) == (reason, retry_after_s)
     assert refusal.shortfalls == tuple(shortfalls)
 
@@ -153,7 +158,7 @@ def test_a_second_of_the_window_is_rounded_up() -> None:
 
 
 def test_the_statuses_of_what_budgets_refuse() -> None:
-    statuses = {row[2]: decided(*row[0], **row[1]).rule.status for row in REFUSALS.values()}
+    statuses = {row[2]: refused(*row[0], **row[1]).rule.status for row in REFUSALS.values()}
     assert statuses == {
         Reason.TOO_LARGE: 402,
         Reason.SPENT: 402,

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from budget_proxy.core.window import PERS, REQUEST, TOTAL, Span, Window
+from budget_proxy.core.window import PERS, REQUEST, TOTAL, Per, Span, Window
 
 ZONES = (
     "UTC",
@@ -31,7 +31,7 @@ ZONES = (
 """Half and quarter hours, a change by half an hour and one by two, changes at 00:00 and at 00:01,
 a skipped date, and zones that moved for good."""
 CUTS = tuple(per for per in PERS if per not in ("request", "total"))
-NESTED = (
+NESTED: tuple[tuple[Per, Per], ...] = (
     ("minute", "hour"),
     ("hour", "day"),
     ("day", "week"),
@@ -39,7 +39,7 @@ NESTED = (
     ("month", "quarter"),
     ("quarter", "year"),
 )
-SPANS = [(per, zone) for zone in ZONES for per in CUTS]
+SPANS = [Span(per, zone) for zone in ZONES for per in CUTS]
 FIRST_S = int(datetime(2000, 1, 1, tzinfo=UTC).timestamp())
 LAST_S = int(datetime(2041, 1, 1, tzinfo=UTC).timestamp())
 INSTANTS = st.integers(FIRST_S, LAST_S) | st.floats(FIRST_S, LAST_S)
@@ -75,11 +75,15 @@ def changes(name: str, first_year: int, last_year: int) -> tuple[int, ...]:
     return tuple(found)
 
 
+def end_of(window: Window) -> int:
+    assert window.end_s is not None
+    return window.end_s
+
+
 def check(span: Span, instant_s: float) -> Window:
     """The window of one instant, and what must hold of it and of its neighbours."""
     window = span.at(instant_s)
-    start_s, end_s = window.start_s, window.end_s
-    assert end_s is not None
+    start_s, end_s = window.start_s, end_of(window)
     assert start_s <= instant_s < end_s
     assert span.at(start_s) == span.at(end_s - 1) == window
     after, before = span.at(end_s), span.at(start_s - 1)
@@ -94,7 +98,7 @@ def check_nested(zone: str, instant_s: float) -> None:
     for inner, outer in NESTED:
         small, large = Span(inner, zone).at(instant_s), Span(outer, zone).at(instant_s)
         assert large.start_s <= small.start_s
-        assert small.end_s <= large.end_s
+        assert end_of(small) <= end_of(large)
 
 
 def on_the_calendar(span: Span, window: Window) -> bool:
@@ -119,7 +123,7 @@ def on_the_calendar(span: Span, window: Window) -> bool:
 
 
 @pytest.mark.parametrize(("per", "zone"), SPANS)
-def test_minute_by_minute_over_each_change_of_2026(per, zone):
+def test_minute_by_minute_over_each_change_of_2026(per: Per, zone: str) -> None:
     around = changes(zone, 2026, 2026)
     if zone == "Pacific/Apia":
         around += (epoch("2011-12-30T10:00"),)
@@ -128,7 +132,7 @@ def test_minute_by_minute_over_each_change_of_2026(per, zone):
         keys: dict[str, Window] = {}
         for instant_s in range(change_s - 27 * 3600, change_s + 27 * 3600, 60):
             window = span.at(instant_s)
-            assert window.start_s <= instant_s < window.end_s
+            assert window.start_s <= instant_s < end_of(window)
             assert keys.setdefault(window.key, window) == window
         in_order = list(keys.values())
         assert all(one.end_s == next_.start_s for one, next_ in pairwise(in_order))
@@ -138,7 +142,7 @@ def test_minute_by_minute_over_each_change_of_2026(per, zone):
 
 
 @pytest.mark.parametrize("zone", ZONES)
-def test_around_every_change_of_forty_years(zone):
+def test_around_every_change_of_forty_years(zone: str) -> None:
     for change_s in changes(zone, 2000, 2040):
         for delta_s in (-3601, -61, -60, -1, 0, 1, 59, 60, 3599, 3600, 86400):
             check_nested(zone, change_s + delta_s)
@@ -147,13 +151,13 @@ def test_around_every_change_of_forty_years(zone):
 
 
 @given(span=st.sampled_from(SPANS), instant_s=INSTANTS)
-def test_any_instant_lies_in_one_window(span, instant_s):
+def test_any_instant_lies_in_one_window(span: Span, instant_s: int) -> None:
     per, zone = span
     assert on_the_calendar(Span(per, zone), check(Span(per, zone), instant_s))
 
 
 @given(span=st.sampled_from(SPANS), instants=st.lists(INSTANTS, min_size=2, max_size=20))
-def test_a_start_names_a_window_and_a_window_has_one_start(span, instants):
+def test_a_start_names_a_window_and_a_window_has_one_start(span: Span, instants: list[int]) -> None:
     per, zone = span
     windows = {Span(per, zone).at(instant_s) for instant_s in instants}
     assert len({window.key for window in windows}) == len(windows)
@@ -161,13 +165,13 @@ def test_a_start_names_a_window_and_a_window_has_one_start(span, instants):
 
 
 @given(zone=st.sampled_from(ZONES), instant_s=INSTANTS)
-def test_smaller_windows_lie_inside_larger_ones(zone, instant_s):
+def test_smaller_windows_lie_inside_larger_ones(zone: str, instant_s: int) -> None:
     check_nested(zone, instant_s)
 
 
 @pytest.mark.parametrize("zone", ZONES)
 @pytest.mark.parametrize("per", CUTS)
-def test_a_clock_stepped_back_and_forth_finds_the_same_windows(per, zone):
+def test_a_clock_stepped_back_and_forth_finds_the_same_windows(per: Per, zone: str) -> None:
     span, random = Span(per, zone), Random(f"{per} {zone}")
     change_s = (changes(zone, 2026, 2026) or (epoch("2026-03-01T00:00"),))[0]
     forward = {now_s: span.at(now_s) for now_s in range(change_s - 7200, change_s + 7200, 30)}
@@ -233,37 +237,37 @@ def test_a_clock_stepped_back_and_forth_finds_the_same_windows(per, zone):
         ("minute", "UTC", "2026-11-22T23:59:59", "2026-11-22T23:59", "2026-11-23T00:00"),
     ],
 )
-def test_well_known_windows(per, zone, instant, start, end):
+def test_well_known_windows(per: Per, zone: str, instant: str, start: str, end: str) -> None:
     window = check(Span(per, zone), epoch(instant))
     assert (window.start_s, window.end_s) == (epoch(start), epoch(end))
     assert window.key == f"{per} {start}Z"
 
 
 @pytest.mark.parametrize("zone", ZONES)
-def test_each_day_of_a_leap_year_and_of_another_is_one_window(zone):
+def test_each_day_of_a_leap_year_and_of_another_is_one_window(zone: str) -> None:
     for year in (2026, 2028):
         span, at_s = Span("day", zone), Span("year", zone).at(epoch(f"{year}-06-01T00:00")).start_s
         dates = []
         while (window := span.at(at_s)).start_s < epoch(f"{year + 1}-01-01T00:00", zone):
             dates.append(datetime.fromtimestamp(window.start_s, ZoneInfo(zone)).date())
-            at_s = window.end_s
+            at_s = end_of(window)
         assert len(dates) == len(set(dates)) == 365 + isleap(year)
         assert [day.isoformat() for day in dates if day.day == 29 and day.month == 2] == (
             ["2028-02-29"] if year == 2028 else []
         )
 
 
-def test_a_date_that_never_was_is_not_a_window():
+def test_a_date_that_never_was_is_not_a_window() -> None:
     span, apia = Span("day", "Pacific/Apia"), ZoneInfo("Pacific/Apia")
     at_s, dates = epoch("2011-12-28T12:00"), []
     for _ in range(4):
         window = span.at(at_s)
         dates.append(datetime.fromtimestamp(window.start_s, apia).date().isoformat())
-        at_s = window.end_s
+        at_s = end_of(window)
     assert dates == ["2011-12-28", "2011-12-29", "2011-12-31", "2012-01-01"]
 
 
-def test_clocks_that_jump_from_before_midnight_to_after_it():
+def test_clocks_that_jump_from_before_midnight_to_after_it() -> None:
     """Toronto, 1919, 23:30 to 00:30; no zone has done so since 2000, and nothing may break."""
     span, change_s = Span("day", "America/Toronto"), epoch("1919-03-31T04:30")
     assert offset_at(ZoneInfo(span.zone), change_s - 1) != offset_at(ZoneInfo(span.zone), change_s)
@@ -271,7 +275,7 @@ def test_clocks_that_jump_from_before_midnight_to_after_it():
         check(span, instant_s)
 
 
-def test_a_window_with_no_end():
+def test_a_window_with_no_end() -> None:
     for now_s in (0, FIRST_S, LAST_S + 0.5):
         assert Span("total", "Europe/Berlin").at(now_s) == TOTAL
         assert Span("request").at(now_s) == REQUEST
@@ -279,6 +283,6 @@ def test_a_window_with_no_end():
     assert REQUEST.end_s is None
 
 
-def test_a_span_says_what_it_is():
+def test_a_span_says_what_it_is() -> None:
     assert str(Span("day", "Europe/Berlin")) == "day (Europe/Berlin)"
     assert str(Span("hour")) == "hour (UTC)"

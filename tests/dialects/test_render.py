@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -44,8 +45,9 @@ def rendered(name: str, refusal_: Refusal, **changes: str) -> Rendered:
     return render(name, refusal_, now_s=NOW_S, **given)
 
 
-def body_of(answer: Rendered) -> dict:
-    return json.loads(answer.body.decode("ascii"))
+def body_of(answer: Rendered) -> dict[str, Any]:
+    body: dict[str, Any] = json.loads(answer.body.decode("ascii"))
+    return body
 
 
 def check_bytes(answer: Rendered) -> None:
@@ -64,7 +66,7 @@ def check_bytes(answer: Rendered) -> None:
 
 
 @pytest.mark.parametrize(("name", "reason"), EVERY)
-def test_each_reason_in_each_dialect(name, reason):
+def test_each_reason_in_each_dialect(name: str, reason: Reason) -> None:
     answer = rendered(name, refusal(reason))
     headers, body, rule = dict(answer.headers), body_of(answer), REASONS[reason]
     check_bytes(answer)
@@ -90,7 +92,7 @@ def test_each_reason_in_each_dialect(name, reason):
 
 
 @pytest.mark.parametrize(("name", "reason"), EVERY)
-def test_the_error_object_of_each_dialect(name, reason):
+def test_the_error_object_of_each_dialect(name: str, reason: Reason) -> None:
     body = body_of(rendered(name, refusal(reason)))
     if name == "problem":
         assert body["type"] == f"urn:budget-proxy:problem:{reason.value}"
@@ -132,12 +134,12 @@ def test_the_error_object_of_each_dialect(name, reason):
         (Reason.VERSION, "server_error", "invalid_request_error"),
     ],
 )
-def test_the_type_a_program_branches_on(reason, openai, anthropic):
+def test_the_type_a_program_branches_on(reason: Reason, openai: str, anthropic: str) -> None:
     assert body_of(rendered("openai", refusal(reason)))["error"]["type"] == openai
     assert body_of(rendered("anthropic", refusal(reason)))["error"]["type"] == anthropic
 
 
-def test_figures_are_exact_decimal_strings():
+def test_figures_are_exact_decimal_strings() -> None:
     body = body_of(rendered("problem", Refusal(Reason.SPENT, "", (SPENT, HELD, TOO_LARGE))))
     assert body["violated-policies"] == ["each-team", "company", "single"]
     assert body["budgets"][1] == {
@@ -169,7 +171,9 @@ def test_figures_are_exact_decimal_strings():
         (Barred("unnamed"), None),
     ],
 )
-def test_without_the_ledger_the_budget_that_decided_is_named(barred, told):
+def test_without_the_ledger_the_budget_that_decided_is_named(
+    barred: Barred, told: dict[str, Any] | None
+) -> None:
     refused = Refusal(Reason.LEDGER_DOWN, "no ledger", retry_after_s=5, barred=barred)
     for name in DIALECTS:
         answer = rendered(name, refused)
@@ -182,7 +186,7 @@ def test_without_the_ledger_the_budget_that_decided_is_named(barred, told):
         assert (named.encode() in dict(answer.headers)[b"proxy-status"]) or not named
 
 
-def test_a_budget_in_report_mode_is_listed_but_not_violated():
+def test_a_budget_in_report_mode_is_listed_but_not_violated() -> None:
     shadow = replace(SPENT, budget="pilot", enforced=False)
     body = body_of(rendered("problem", Refusal(Reason.HELD, "", (shadow, HELD, HELD))))
     assert body["violated-policies"] == ["company"]
@@ -204,14 +208,16 @@ def test_a_budget_in_report_mode_is_listed_but_not_violated():
         (Reason.SPENT, 5, None),
     ],
 )
-def test_retry_after_is_short_and_only_where_a_retry_can_work(reason, seconds, header):
+def test_retry_after_is_short_and_only_where_a_retry_can_work(
+    reason: Reason, seconds: int | None, header: bytes | None
+) -> None:
     answer = rendered("openai", Refusal(reason, "x", retry_after_s=seconds))
     assert dict(answer.headers).get(b"retry-after") == header
     assert body_of(answer).get("retry_after_s") == seconds
 
 
 @pytest.mark.parametrize("name", DIALECTS)
-def test_head_has_the_headers_of_get_and_no_body(name):
+def test_head_has_the_headers_of_get_and_no_body(name: str) -> None:
     get, head = (rendered(name, refusal(Reason.SPENT), method=method) for method in ("GET", "HEAD"))
     assert head.headers == get.headers
     assert head.status == get.status
@@ -230,12 +236,12 @@ def test_head_has_the_headers_of_get_and_no_body(name):
         (Reason.UPSTREAM_TIMEOUT, b"http_response_timeout"),
     ],
 )
-def test_proxy_status_says_whose_error_it_is(reason, error):
+def test_proxy_status_says_whose_error_it_is(reason: Reason, error: bytes) -> None:
     value = dict(rendered("problem", refusal(reason)).headers)[b"proxy-status"]
     assert value.startswith(b"budget-proxy; error=" + error + b"; ")
 
 
-def test_anthropic_finds_the_request_id_under_its_own_name():
+def test_anthropic_finds_the_request_id_under_its_own_name() -> None:
     headers = dict(rendered("anthropic", refusal(Reason.SPENT)).headers)
     assert headers[b"request-id"] == headers[b"x-request-id"] == REQUEST_ID.encode()
     assert b"request-id" not in dict(rendered("openai", refusal(Reason.SPENT)).headers)
@@ -261,7 +267,7 @@ NASTY = [
 
 @pytest.mark.parametrize("name", DIALECTS)
 @pytest.mark.parametrize("nasty", NASTY)
-def test_nothing_a_caller_names_gets_out_of_its_place(name, nasty):
+def test_nothing_a_caller_names_gets_out_of_its_place(name: str, nasty: str) -> None:
     short = replace(SPENT, payer=nasty, budget=nasty or "b")
     bad = Refusal(Reason.SPENT, nasty, (short, replace(short, kind="held")), param=nasty)
     answer = rendered(name, bad, request_id=nasty)
@@ -272,7 +278,7 @@ def test_nothing_a_caller_names_gets_out_of_its_place(name, nasty):
 
 @given(text=st.text(max_size=128), name=st.sampled_from(sorted(DIALECTS)))
 @example(text="\x7f", name="problem")
-def test_any_text_at_all(text, name):
+def test_any_text_at_all(text: str, name: str) -> None:
     short = replace(HELD, payer=text)
     bad = Refusal(Reason.HELD, text, (short,), param=text)
     answer = rendered(name, bad)
@@ -281,7 +287,7 @@ def test_any_text_at_all(text, name):
     check_event(stream_error(name, bad, text))
 
 
-def check_event(event: bytes) -> dict:
+def check_event(event: bytes) -> dict[str, Any]:
     """One event, of one data line, in ASCII."""
     assert event.isascii()
     assert event.endswith(b"\n\n")
@@ -290,11 +296,12 @@ def check_event(event: bytes) -> dict:
     assert not re.search(rb"[\x00-\x1f]", lines[-1])
     prefix, data = lines[-1][:6], lines[-1][6:]
     assert prefix == b"data: "
-    return json.loads(data)
+    told: dict[str, Any] = json.loads(data)
+    return told
 
 
 @pytest.mark.parametrize(("name", "reason"), EVERY)
-def test_the_event_that_ends_a_stream(name, reason):
+def test_the_event_that_ends_a_stream(name: str, reason: Reason) -> None:
     event = stream_error(name, refusal(reason), REQUEST_ID)
     body = check_event(event)
     text = body["detail"] if name == "problem" else body["error"]["message"]

@@ -7,13 +7,19 @@ from dataclasses import replace
 import pytest
 from refusal_samples import BALANCE, HELD, NOW_S, RESETS_AT_S, SPENT, TOO_LARGE, USD, refusal
 
-from budget_proxy.core.refusal import Barred, Reason, Refusal
+from budget_proxy.core.refusal import Barred, Reason, Refusal, Shortfall
 from budget_proxy.dialects.wording import MAX_DETAIL, message, printable
 
 BEFORE = " Refused by budget-proxy before any upstream call; nothing was charged."
 
 
-def said(reason: Reason, *shortfalls, retry_after_s=None, detail="", waited_s=0.0) -> str:
+def said(
+    reason: Reason,
+    *shortfalls: Shortfall,
+    retry_after_s: int | None = None,
+    detail: str = "",
+    waited_s: float = 0.0,
+) -> str:
     """The text without its usual last sentence."""
     full = Refusal(reason, detail, shortfalls, retry_after_s=retry_after_s, waited_s=waited_s)
     text = message(full, NOW_S)
@@ -21,14 +27,14 @@ def said(reason: Reason, *shortfalls, retry_after_s=None, detail="", waited_s=0.
     return text.removesuffix(BEFORE)
 
 
-def test_spent():
+def test_spent() -> None:
     assert said(Reason.SPENT, SPENT) == (
         "Budget 'each-team' of payments is spent: 200 USD of 200 USD used in this day, this call "
         "could cost up to 0.0123 USD. It resets at 2026-11-23T00:00:00Z (in 11 h)."
     )
 
 
-def test_little_is_left_but_not_enough_and_some_of_it_is_held():
+def test_little_is_left_but_not_enough_and_some_of_it_is_held() -> None:
     short = replace(SPENT, spent=199_990_000_000, held=2 * USD)
     assert said(Reason.SPENT, short).startswith(
         "Budget 'each-team' of payments has too little left: 199.99 USD of 200 USD used in this "
@@ -36,13 +42,13 @@ def test_little_is_left_but_not_enough_and_some_of_it_is_held():
     )
 
 
-def test_a_total_never_resets():
+def test_a_total_never_resets() -> None:
     text = said(Reason.SPENT, replace(SPENT, window="total", resets_at_s=None))
     assert "200 USD of 200 USD used in total, this" in text
     assert text.endswith("It never resets: it has to be raised.")
 
 
-def test_another_unit_is_used_and_not_paid():
+def test_another_unit_is_used_and_not_paid() -> None:
     rate = replace(
         SPENT,
         budget="rate",
@@ -60,7 +66,7 @@ def test_another_unit_is_used_and_not_paid():
     )
 
 
-def test_held():
+def test_held() -> None:
     assert said(Reason.HELD, HELD, retry_after_s=3) == (
         "Budget 'company' is held by calls in flight: 150 USD used and 49.99 USD held of 200 USD "
         "in this month, this call could cost up to 0.0123 USD. What those calls do not use is "
@@ -68,7 +74,7 @@ def test_held():
     )
 
 
-def test_too_large():
+def test_too_large() -> None:
     assert said(Reason.TOO_LARGE, TOO_LARGE) == (
         "This call alone is above budget 'single': it could cost up to 3 USD, the limit is 2 USD "
         "per request. Ask for less (a lower max_tokens, a shorter input) or raise the budget."
@@ -76,7 +82,7 @@ def test_too_large():
     assert "is 2 USD in total." in said(Reason.TOO_LARGE, replace(TOO_LARGE, window="total"))
 
 
-def test_a_balance_that_is_too_low():
+def test_a_balance_that_is_too_low() -> None:
     assert said(Reason.BALANCE, BALANCE) == (
         "The prepaid balance behind budget 'account' is too low: 25 USD left to spend, 20 USD of "
         "it held by calls in flight, 3 USD kept for services of priority high, this call could "
@@ -84,7 +90,7 @@ def test_a_balance_that_is_too_low():
     )
 
 
-def test_a_balance_of_which_nothing_may_be_taken_is_not_told_as_empty_alone():
+def test_a_balance_of_which_nothing_may_be_taken_is_not_told_as_empty_alone() -> None:
     assert said(Reason.BALANCE, replace(BALANCE, limit=0)) == (
         "The prepaid balance behind budget 'account' is empty, or it cannot be read now: no call "
         "passes until it is read again (budget-proxy status says which). This call could cost up "
@@ -92,14 +98,14 @@ def test_a_balance_of_which_nothing_may_be_taken_is_not_told_as_empty_alone():
     )
 
 
-def test_a_share_kept_for_others():
+def test_a_share_kept_for_others() -> None:
     short = replace(SPENT, spent=180 * USD, reserve=20 * USD)
     assert "180 USD of 200 USD used in this day, 20 USD kept for services of priority high," in (
         said(Reason.SPENT, short)
     )
 
 
-def test_waited_and_line_full():
+def test_waited_and_line_full() -> None:
     waited = said(Reason.WAITED, HELD, retry_after_s=2, waited_s=20.00068)
     assert waited.endswith("It waited 20 s, as long as allowed. Retrying in 2 s can work.")
     full = said(Reason.LINE_FULL, HELD, retry_after_s=2)
@@ -108,7 +114,7 @@ def test_waited_and_line_full():
     )
 
 
-def test_several_shortfalls_the_first_in_full_the_others_named():
+def test_several_shortfalls_the_first_in_full_the_others_named() -> None:
     text = said(Reason.TOO_LARGE, TOO_LARGE, SPENT, HELD)
     assert text.endswith(
         "Also too small for this call: 'each-team' of payments (spent), 'company' (held)."
@@ -154,25 +160,25 @@ USED_UP = Barred("used_up", "cap", "a\u2028da", "USD", 20_000_000, 15_000_000, 1
         (Barred("unwritten"), "What may pass without it cannot be written down either."),
     ],
 )
-def test_without_the_ledger_it_says_which_budget_decided(barred, words):
+def test_without_the_ledger_it_says_which_budget_decided(barred: Barred, words: str) -> None:
     text = message(replace(LOST, barred=barred))
     assert text.startswith("Retrying in 5 s can work. The ledger cannot be written. " + words)
 
 
-def test_the_shared_payer_is_explained():
+def test_the_shared_payer_is_explained() -> None:
     text = said(Reason.SPENT, replace(SPENT, payer="(shared)"))
     assert text.startswith(
         "Budget 'each-team' (shared by callers without an account of their own) is spent"
     )
 
 
-def test_a_payer_that_is_not_plain_is_quoted():
+def test_a_payer_that_is_not_plain_is_quoted() -> None:
     text = said(Reason.SPENT, replace(SPENT, payer="me is spent:\r\n ask \x1b[1mme"))
     assert r"of 'me is spent:\r\n ask \x1b[1mme' is spent: 200 USD" in text
     assert "of Zürich-東京 is" in said(Reason.SPENT, replace(SPENT, payer="Zürich-東京"))
 
 
-def test_the_detail_alone_or_after_the_figures():
+def test_the_detail_alone_or_after_the_figures() -> None:
     assert said(Reason.UNPRICED, detail="no price for 'gpt-9'") == "no price for 'gpt-9'."
     assert said(Reason.UNPRICED) == "No price is known for this call."
     text = said(Reason.SPENT, SPENT, detail=" A top-up is on its way! ")
@@ -196,13 +202,13 @@ def test_the_detail_alone_or_after_the_figures():
         (172_801, "Z (in 3 days)."),
     ],
 )
-def test_how_long_it_is_until_the_window_turns(left_s, words):
+def test_how_long_it_is_until_the_window_turns(left_s: float, words: str) -> None:
     text = message(refusal(Reason.SPENT), RESETS_AT_S - left_s)
     assert text.removesuffix(BEFORE).endswith(f"It resets at 2026-11-23T00:00:00{words}")
 
 
 @pytest.mark.parametrize("reason", Reason)
-def test_it_never_claims_what_is_not_known(reason):
+def test_it_never_claims_what_is_not_known(reason: Reason) -> None:
     claims = "nothing was charged" in message(refusal(reason), NOW_S)
     not_known = {
         Reason.BODY_TIMEOUT,
@@ -213,6 +219,6 @@ def test_it_never_claims_what_is_not_known(reason):
     assert claims == (reason not in not_known)
 
 
-def test_printable():
+def test_printable() -> None:
     assert printable("plain Ünïcødé") == "plain Ünïcødé"
     assert printable("a\r\nb\udc80\u2028c") == "a  b  c"

@@ -60,7 +60,7 @@ Story = Callable[[GroupCommit, ScriptedLedger], Awaitable[None]]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def told(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Runs a story in front of a ledger with a script; after it nothing may be under way."""
     monkeypatch.setattr(group, "RETRY_FIRST_S", 0.01)
     monkeypatch.setattr(group, "RETRY_MOST_S", 0.02)
@@ -290,9 +290,9 @@ def test_a_hold_that_fails_is_refused_at_once_and_given_back(told: Any) -> None:
         with down() as caught:
             await commit.commit(hold("1"))
         assert str(caught.value) == "no disk"
-        assert not commit.up
+        ups = [commit.up]
         await commit.settled()
-        assert commit.up
+        assert [*ups, commit.up] == [False, True]
         assert ledger.batches == ["H1", "R1"]
 
     assert told(story, "fails") == ["down: no disk", "up"]
@@ -495,7 +495,9 @@ def test_calls_are_told_sooner_than_others_and_at_once_while_the_store_hangs(tol
         ledger.go_on()
         assert isinstance(await soon(other), NoSuchHold)
         await until(lambda: ledger.figures == [(0, 0)])
-        assert isinstance(await soon(commit.hold(hold("6"))), Held)
+        answer = commit.hold(hold("6"))
+        assert isinstance(answer, asyncio.Future)
+        assert isinstance(await soon(answer), Held)
         assert ledger.batches == ["H1 P9", "R1", "H6"] or ledger.batches == [
             *("H1", "P9 R1", "H6"),
         ]

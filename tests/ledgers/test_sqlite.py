@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from budget_proxy.core import book
 from budget_proxy.core.book import (
     Adjust,
     AlreadyEnded,
@@ -449,7 +450,7 @@ def test_a_full_disk_is_said_and_nothing_is_kept_of_the_batch(tmp_path: Path) ->
         assert ledger._db is not None
         pages = ledger._db.execute("PRAGMA page_count").fetchone()[0]
         ledger._db.execute(f"PRAGMA max_page_count = {pages}")
-        batch = [settle("1", 20), hold("2", about=b"x" * 50_000)]
+        batch: list[Operation] = [settle("1", 20), hold("2", about=b"x" * 50_000)]
         with pytest.raises(LedgerDownError, match=r"ledger.db: database or disk is full"):
             await ledger.commit(batch)
         assert await figures(ledger) == [(0, 30)]
@@ -857,7 +858,7 @@ def test_a_log_that_vanishes_while_a_commit_is_written_fails_that_commit(
 ) -> None:
     """Its outcome is unknown to the caller, who may repeat it; here it was kept."""
     path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
-    real = sqlite.book.apply
+    real = book.apply
 
     def vanishes(*given: Any) -> Any:
         log.unlink()
@@ -866,7 +867,7 @@ def test_a_log_that_vanishes_while_a_commit_is_written_fails_that_commit(
     async def story(ledger: SqliteLedger) -> None:
         await ledger.commit([hold("1", 10)])
         with monkeypatch.context() as patch:
-            patch.setattr(sqlite.book, "apply", vanishes)
+            patch.setattr(book, "apply", vanishes)
             with pytest.raises(LedgerDownError, match="was deleted while"):
                 await ledger.commit([hold("2", 10)])
 

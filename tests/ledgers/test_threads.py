@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 
 import pytest
 
 from budget_proxy.ledgers.threads import answered
 
 
-def carry_out(job: object) -> threading.Thread:
+def carry_out(job: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=job)
     thread.start()
     return thread
@@ -43,7 +44,7 @@ def test_nobody_has_to_wait() -> None:
 
 
 def test_a_loop_that_is_gone_is_no_matter_to_the_job() -> None:
-    async def story() -> object:
+    async def story() -> Callable[[], None]:
         return answered(lambda: 42)[0]
 
     job = asyncio.run(story())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -33,18 +33,18 @@ Make = Callable[[str], Operation]
 class Front:
     """A group commit in front of a real store, with all that it tells."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, ledger: Any) -> None:
+        self.ledger: Ledger = ledger
         self.commits = 0
         self.changes: list[str] = []
         self.told: list[str] = []
         real = ledger.commit
 
-        async def counted(*asked: Any) -> Sequence[Outcome]:
+        async def counted(*asked: Any) -> Any:
             self.commits += 1
             return await real(*asked)
 
-        ledger.commit = counted  # type: ignore[method-assign]
+        ledger.commit = counted
         self.group = GroupCommit(
             ledger,
             deadline_s=60,

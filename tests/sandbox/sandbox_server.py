@@ -74,7 +74,8 @@ class Served:
             return answer.status, json.loads(await answer.text())
 
     async def charges(self) -> list[Any]:
-        return (await self.get("/_sandbox/charges"))[1]["charges"]
+        found: list[Any] = (await self.get("/_sandbox/charges"))[1]["charges"]
+        return found
 
     async def balance(self) -> Any:
         return (await self.get("/_sandbox/balance"))[1]["balance"]

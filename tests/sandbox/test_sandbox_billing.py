@@ -21,7 +21,7 @@ from budget_proxy.sandbox.prices import PriceList
 
 
 def charged(
-    path: str, body: object, settings: Settings | None = None, **headers: str
+    path: str, body: object, settings: Settings | None = None, **headers: Any
 ) -> tuple[Any, Any]:
     async def scenario() -> tuple[Any, Any]:
         async with sandbox(settings) as served:

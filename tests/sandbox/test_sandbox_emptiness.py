@@ -138,7 +138,7 @@ def test_the_table_has_every_meaning_and_no_status_tells_one_from_another() -> N
 
 
 def test_a_deepseek_like_account_is_played_from_full_to_empty_and_back() -> None:
-    key = {"Authorization": "Bearer sk-1"}
+    key: dict[str, Any] = {"Authorization": "Bearer sk-1"}
     ask = {**hello(), "model": "deepseek-chat"}
 
     async def total(served: Served) -> str:

@@ -36,7 +36,7 @@ async def answered_late(served: Served, key: str) -> asyncio.Task[tuple[int, Any
     return task
 
 
-async def order(served: Served, key: str, body: object = None, **headers: str) -> tuple[int, Any]:
+async def order(served: Served, key: str, body: object = None, **headers: Any) -> tuple[int, Any]:
     return await served.post(PATH, body or ORDER, Idempotency_Key=key, **headers)
 
 

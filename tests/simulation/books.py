@@ -10,12 +10,14 @@ from typing import Any
 from budget_proxy.core.book import (
     FROM_LEDGER,
     Account,
+    Cap,
     Capped,
     Ended,
     Entry,
     Held,
     Hold,
     Key,
+    Leg,
     OpenHold,
     Operation,
     Outcome,
@@ -79,23 +81,23 @@ class Books:
         self, operation: Operation, outcome: Outcome, page: Page, waiting: Waiting, now_s: float
     ) -> None:
         """An operation was applied."""
-        kind = type(outcome)
-        if kind is Held:
+        if type(outcome) is Held:
             if operation.id in page.opened:
                 self._admitted(operation, page)
                 if waiting:
                     self._check_nobody_was_passed(operation, page, waiting)
-        elif kind is Short:
+        elif type(outcome) is Short:
             _check_refusal(outcome, page, waiting)
             _check_marked(operation, outcome, page, now_s)
-        elif kind is Ended:
+        elif type(outcome) is Ended:
             _check_overruns(outcome, page.written[operation.id])
-        elif kind is Capped:
+        elif type(outcome) is Capped:
+            assert isinstance(operation, Cap)
             account = outcome.account
             key = Key(account.budget, account.payer, account.window, account.unit)
             self.caps[key] = operation.limit
 
-    def _limit_of(self, leg: Any, key: Any) -> int:
+    def _limit_of(self, leg: Leg, key: Key) -> int:
         """The limit in force for a call, less what is kept from it."""
         limit = self.caps.get(key, 0) if leg.limit == FROM_LEDGER else leg.limit
         return limit - leg.reserve
@@ -109,7 +111,7 @@ class Books:
                     raise BrokenPromiseError(f"{operation.id} is larger than a call may be")
                 continue
             kept = next(held)
-            key = kept[:4]
+            key = Key(*kept[:4])
             account = page.accounts[key]
             if kept.amount != leg.amount or kept.budget != leg.budget:
                 raise BrokenPromiseError(f"{operation.id} holds {kept}, and asked for {leg}")

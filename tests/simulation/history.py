@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from budget_proxy.admission import Request
+from budget_proxy.call import Departure
 from budget_proxy.core.book import (
     AlreadyEnded,
     Cap,
@@ -171,7 +172,7 @@ class History:
         )
         if self.statement is not None:
             self.say(worker.name, f"{call.id} comes from {service.name}, at most {call.estimate}")
-        worker.comes(Request(hold, service, patience_s, 0, None))
+        worker.comes(Request(hold, service, patience_s, 0, Departure()))
         return True
 
     def answered(self, call_id: str, answer: Any) -> None:

@@ -49,6 +49,9 @@ class Told:
     def set_exception(self, exception: BaseException) -> None:
         self.set_result(LEDGER_DOWN)
 
+    def exception(self) -> None:
+        """It was acted upon."""
+
 
 class Worker(Admission):
     """One process, from its start to its death."""
@@ -62,8 +65,9 @@ class Worker(Admission):
         self.paused = self.dead = False
         self.trying: list[Any] | None = None
         store = history.store
+        commits: Any = self
         super().__init__(
-            self,
+            commits,
             history.binding,
             BOUNDS,
             clock=lambda: store.now_s + ahead_s,

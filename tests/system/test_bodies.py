@@ -9,6 +9,7 @@ import asyncio
 import gzip
 import json
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -159,12 +160,16 @@ def test_what_passes_is_covered_by_its_hold(tmp_path: Path) -> None:
     async def story() -> None:
         knobs: dict[str, Any] = {"tokens": "bytes", "output_tokens": 16_384}
         async with running(tmp_path, **knobs) as rig:
+
+            def come(number: int) -> bool:
+                return len(rig.calls) == number
+
             for number, (name, body) in enumerate(COVERED.items(), 1):
                 headers = {"content-type": "application/json"}
                 target = "/openai/v1/chat/completions"
                 status, answer = await rig.post(target, None, data=body, headers=headers)
                 assert status == 200, (name, answer)
-                await rig.until(lambda number=number: len(rig.calls) == number)
+                await rig.until(partial(come, number))
                 call = rig.calls[-1]
                 charge = (await rig.charges())[-1]["amount_nanos"]
                 assert call.rule == "actual", name

@@ -31,7 +31,8 @@ def said(size: int, **more: Any) -> dict[str, Any]:
 @contextlib.asynccontextmanager
 async def hiding(tmp_path: Path, budgets: str = GENEROUS, **more: Any) -> AsyncIterator[Rig]:
     """The proxy in front of a provider that bills every byte, and its own prompt on top."""
-    knobs = {"tokens": "bytes", "hidden_tokens": HIDDEN, "output_tokens": OUTPUT_TOKENS} | more
+    knobs: dict[str, Any] = {"tokens": "bytes", "hidden_tokens": HIDDEN}
+    knobs |= {"output_tokens": OUTPUT_TOKENS} | more
     async with running(tmp_path, budgets, **knobs) as rig:
         yield rig
 

@@ -146,7 +146,8 @@ async def charges_of(sandbox: str) -> list[dict[str, Any]]:
     ):
         found = await answer.json()
     assert found["dropped"] == 0
-    return found["charges"]
+    charges: list[dict[str, Any]] = found["charges"]
+    return charges
 
 
 def spent_and_held(file: Path) -> dict[str, tuple[int, int]]:

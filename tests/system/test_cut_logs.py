@@ -23,8 +23,8 @@ from pathlib import Path
 import pytest
 from fault_rounds import TIMEOUT_S, dice, rounds
 from harness import running_sandbox
-from processes import POLICY, run
-from test_workers import PRICE, call, cap, charged, fleet, kill_all, race
+from processes import POLICY, fleet, run
+from test_workers import PRICE, call, cap, charged, kill_all, race
 
 from budget_proxy.ledgers.sqlite import SqliteLedger
 

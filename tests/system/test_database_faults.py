@@ -20,8 +20,8 @@ from fault_rounds import FAULTS, TIMEOUT_S, dice, rounds
 from harness import running_sandbox
 from polling import eventually
 from postgres_server import PostgresServer, running_server
-from processes import DEADLINE_S, POLICY, Process, run, until
-from test_workers import cap, charged, fleet, workers_of
+from processes import DEADLINE_S, POLICY, Process, fleet, run, until, workers_of
+from test_workers import cap, charged
 
 from budget_proxy.ledgers.postgres import PostgresLedger
 

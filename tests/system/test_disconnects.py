@@ -289,8 +289,8 @@ def test_leaving_while_the_hold_commits_costs_nothing(tmp_path: Path) -> None:
             await peer.request()
 
         async with fronting(tmp_path, script) as (rig, upstream), calling(rig) as caller:
-            ledger = GatedLedger(rig.app._commit._ledger)
-            rig.app._commit._ledger = ledger
+            commit: Any = rig.app._commit
+            commit._ledger = ledger = GatedLedger(commit._ledger)
             await caller.send(talk())
             await ledger.asked.wait()
             caller.close()

@@ -29,8 +29,8 @@ from disk_faults import (
 )
 from fault_rounds import TIMEOUT_S, dice, rounds
 from harness import running_sandbox
-from processes import POLICY, run, started, until
-from test_workers import at_rest, cap, charged, fleet
+from processes import POLICY, fleet, run, started, until
+from test_workers import at_rest, cap, charged
 
 pytestmark = [pytest.mark.by_option, pytest.mark.faults, pytest.mark.timeout(TIMEOUT_S)]
 MOST_SKIPPED = {ANY_FILE: 40, LOG: 40, LEDGER: 3}
@@ -69,7 +69,7 @@ def test_a_disk_that_fails_refuses_calls_and_no_cent_is_lost(workers: int, tmp_p
         async with (
             running_sandbox() as sandbox,
             fleet(
-                *(tmp_path, POLICY + cap("100000 USD"), workers), SANDBOX=sandbox, **disk.variables
+                tmp_path, POLICY + cap("100000 USD"), workers, SANDBOX=sandbox, **disk.variables
             ) as process,
         ):
             calling = Geocoders.calling(process.url, pause_s=0.002, pause_refused_s=0.02)

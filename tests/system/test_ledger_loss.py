@@ -31,6 +31,7 @@ from budget_proxy import fail_open
 from budget_proxy.app import App
 from budget_proxy.core.book import Entry
 from budget_proxy.core.events import CallEnded, FailedOpen, InvariantBroken
+from budget_proxy.core.refusal import Barred
 from budget_proxy.ledgers import group, patience, sqlite
 from budget_proxy.ledgers.sqlite import SqliteLedger
 from budget_proxy.records import readable
@@ -288,9 +289,9 @@ def test_while_the_ledger_hangs_nobody_waits_and_the_proxy_stays_in_service(
                 assert set(await asyncio.gather(*(geocode(rig) for _ in range(20)))) == {503}
                 async with rig.session.get(f"{rig.admin_url}/readyz") as ready:
                     assert ready.status == 200
-                assert rig.app.instruments._ledger_up is False
+                up = [rig.app.instruments._ledger_up]
             await back(rig)
-            assert rig.app.instruments._ledger_up is True
+            assert [*up, rig.app.instruments._ledger_up] == [False, True]
             assert await geocode(rig) == 200
             assert len(await rig.charges()) == 2
             await sound(rig)
@@ -378,16 +379,16 @@ def test_a_loss_file_that_hangs_refuses_and_what_it_kept_is_not_booked(
             real, slow = file.write, asyncio.Event()
             loop = asyncio.get_running_loop()
 
-            def late(*given: Any) -> list[bool]:
+            def late(*given: Any) -> list[Barred | None]:
                 asyncio.run_coroutine_threadsafe(slow.wait(), loop).result(DEADLINE_S)
                 return real(*given)
 
             async with gone(tmp_path):
-                file.write = late
+                monkeypatch.setattr(file, "write", late)
                 monkeypatch.setattr(fail_open, "ANSWER_S", 0.05)
                 assert await asyncio.gather(*(geocode(rig) for _ in range(3))) == [503] * 3
                 slow.set()
-                file.write = real
+                monkeypatch.setattr(file, "write", real)
                 monkeypatch.setattr(fail_open, "ANSWER_S", DEADLINE_S)
                 await rig.app._fail_open.settled()
                 assert (tmp_path / "ledger.db.loss").stat().st_size == 0, "it was taken back"
@@ -442,11 +443,14 @@ async def again(tmp_path: Path, budgets: str, sandbox: str) -> AsyncIterator[App
         await app.stop(1.0)
 
 
-def test_what_passed_before_a_stop_is_booked_at_the_next_start(tmp_path: Path) -> None:
+def test_what_passed_before_a_stop_is_booked_at_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def story() -> None:
         async with running_sandbox() as sandbox, aiohttp.ClientSession() as session:
             async with again(tmp_path, ALLOWS, sandbox) as app:
-                app._commit.land = lambda *_, **__: asyncio.get_running_loop().create_future()
+                never = asyncio.get_running_loop().create_future
+                monkeypatch.setattr(app._commit, "land", lambda *_, **__: never())
                 async with gone(tmp_path):
                     url = "http://{}:{}/geo/v1/geocode?q=x".format(*app.address)
                     got = [await status_of(session, url) for _ in range(3)]

@@ -12,6 +12,7 @@ import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,10 +84,13 @@ class Door:
         while not (found := next((it for it in self._spare if it.pid == pid), None)):
             assert time.monotonic() < deadline_s, "one worker takes no connection"
             reader, writer = await asyncio.open_connection(host, int(port))
-            await until(lambda w=writer: owner_of(w, self.workers), "it is accepted")
+            await until(partial(self._has, writer), "it is accepted")
             self._spare.append(Caller(owner_of(writer, self.workers) or 0, reader, writer))
         self._spare.remove(found)
         return found
+
+    def _has(self, writer: asyncio.StreamWriter) -> bool:
+        return owner_of(writer, self.workers) is not None
 
     def leaves(self) -> None:
         for caller in self._spare:

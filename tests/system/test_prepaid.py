@@ -46,7 +46,7 @@ STALE_SOON = LOOKED_AT.replace("stale_after: 10m", "stale_after: 2s")
 FOLLOWS = "budgets: {account: {limit: balance(geo), when: {upstream: geo}}}\n"
 WAITS = FOLLOWS.replace("geo}}", "geo}, on_shortfall: wait, max_wait: 60s}")
 CAP = "budgets: {cap: {limit: 100 USD, per: total}}\n"
-KEYS = {"balance_key": "balance-key"}
+KEYS: dict[str, Any] = {"balance_key": "balance-key"}
 
 
 def base(balance: str = LOOKED_AT) -> str:
@@ -213,7 +213,7 @@ def test_after_a_while_the_policy_says_what_a_stale_figure_is_worth(
 
 def test_a_provider_that_is_down_from_the_start_lets_nothing_pass(tmp_path: Path) -> None:
     async def story() -> None:
-        knobs = {"balance_nanos": NANOS, "balance_fail": 500, **KEYS}
+        knobs: dict[str, Any] = {"balance_nanos": NANOS, "balance_fail": 500, **KEYS}
         async with running(tmp_path, FOLLOWS, base=base(), **knobs) as rig:
             await seen(rig, lambda view: bool(view.why))
             status, problem = await rig.get(GEO)

@@ -4,7 +4,7 @@ them. With their default retries: a final refusal must still be one attempt."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,10 @@ from typing import Any
 import anthropic
 import openai
 import pytest
+from anthropic.types import Message
 from harness import GENEROUS, KEY, Rig, running
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
 
 TALK: Any = [{"role": "user", "content": "twenty bytes of text"}]
 SAID = "the quick brown fox jumps over a lazy dog while seven wise owls watch from an"
@@ -56,14 +59,17 @@ async def clients(
 
 
 async def chat(by: Clients) -> str | None:
-    answer = await by.openai.chat.completions.create(**CHAT)
+    answer: ChatCompletion = await by.openai.chat.completions.create(**CHAT)
     assert answer.usage is not None
     return answer.choices[0].message.content
 
 
 async def chat_sync(by: Clients) -> str | None:
-    answer = await asyncio.to_thread(by.openai_sync.chat.completions.create, **CHAT)
-    return answer.choices[0].message.content
+    def ask() -> ChatCompletion:
+        answer: ChatCompletion = by.openai_sync.chat.completions.create(**CHAT)
+        return answer
+
+    return (await asyncio.to_thread(ask)).choices[0].message.content
 
 
 async def chat_stream(by: Clients) -> str:
@@ -100,7 +106,8 @@ async def chat_stream_helper(by: Clients) -> str | None:
 
 
 async def response(by: Clients) -> str:
-    return (await by.openai.responses.create(**RESPONSE)).output_text
+    answer: Response = await by.openai.responses.create(**RESPONSE)
+    return answer.output_text
 
 
 async def response_stream(by: Clients) -> str:
@@ -125,7 +132,11 @@ async def message(by: Clients) -> str:
 
 
 async def message_sync(by: Clients) -> str:
-    answer = await asyncio.to_thread(by.anthropic_sync.messages.create, **MESSAGE)
+    def ask() -> Message:
+        answer: Message = by.anthropic_sync.messages.create(**MESSAGE)
+        return answer
+
+    answer = await asyncio.to_thread(ask)
     return "".join(block.text for block in answer.content if block.type == "text")
 
 
@@ -142,7 +153,7 @@ async def message_events(by: Clients) -> str:
     return text
 
 
-Kind = Callable[[Clients], Awaitable[str | None]]
+Kind = Callable[[Clients], Coroutine[Any, Any, str | None]]
 OPENAI: list[Kind] = [
     chat,
     chat_sync,

@@ -9,6 +9,7 @@ import json
 import signal
 import threading
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -188,6 +189,9 @@ def test_reloads_without_end_disturb_nobody(tmp_path: Path) -> None:
             async def call() -> None:
                 statuses.append(await status_of(session, process.url + GEO))
 
+            def reloaded(before: int) -> bool:
+                return process.err.count("the policy was reloaded") > before
+
             async with calling(call, 4):
                 for number in range(15):
                     limit = f"{100 + number} USD"
@@ -196,10 +200,7 @@ def test_reloads_without_end_disturb_nobody(tmp_path: Path) -> None:
                     told = process.err.count("the policy was reloaded")
                     for _ in range(3):
                         process.send(signal.SIGHUP)
-                    await until(
-                        lambda told=told: process.err.count("the policy was reloaded") > told,
-                        "it is not reloaded",
-                    )
+                    await until(partial(reloaded, told), "it is not reloaded")
             assert set(statuses) == {200}
             now = await metrics(session, process)
             assert now["budget_proxy_invariant_violations_total"] == 0
@@ -231,7 +232,7 @@ def test_of_two_reloads_at_once_the_later_policy_is_in_force(tmp_path: Path) -> 
         second = asyncio.create_task(app.reload())
         done, _ = await asyncio.wait((first, second), timeout=0.2)
         slow.set()
-        assert await asyncio.gather(first, second) == [[], []]
+        assert [await first, await second] == [[], []]
         assert not done, "the second waits for the first"
         (view,) = await app.accounts()
         assert view.limit == 3 * 10**9
@@ -244,6 +245,8 @@ def test_a_call_keeps_its_connection_over_any_number_of_reloads(tmp_path: Path) 
     """A later reload retires connections that must close early; those of an earlier policy, whose
     call may last longer, stay until that call must be over."""
     limits = "limits: {body_timeout: 10ms}\n"
+
+    gate_url = ""
 
     def under(credential: str, timeouts: str = "") -> House:
         more = f"  geo:\n    credential: {credential}\n{timeouts}"
@@ -274,7 +277,6 @@ def test_a_call_keeps_its_connection_over_any_number_of_reloads(tmp_path: Path) 
             await app.stop(1.0)
             assert credentials() == []
 
-    gate_url = ""
     asyncio.run(story())
 
 

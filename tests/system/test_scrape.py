@@ -7,19 +7,20 @@ import os
 import shutil
 import subprocess
 import textwrap
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from harness import BASE, Rig, chat, house_of, running
 from prometheus_client.metrics_core import Metric
-from prometheus_client.openmetrics.parser import text_string_to_metric_families as read_openmetrics
+from prometheus_client.openmetrics.parser import text_string_to_metric_families
 from prometheus_client.parser import text_string_to_metric_families as read_plain
 
 from budget_proxy.core.events import InvariantBroken
 from budget_proxy.ledgers import LedgerDownError
 
+read_exact: Callable[[str], Iterable[Metric]] = text_string_to_metric_families
 OPENMETRICS = {"accept": "application/openmetrics-text; version=1.0.0"}
 BUDGETS = """
 budgets:
@@ -117,7 +118,7 @@ def test_every_promised_family_is_there_with_exactly_its_labels(tmp_path: Path) 
             assert exact.endswith("# EOF\n")
             for families in (
                 ours(list(read_plain(plain))),
-                ours(list(read_openmetrics(exact))),
+                ours(list(read_exact(exact))),
             ):
                 for name, labels in PROMISED.items():
                     samples = families[name].samples

@@ -11,11 +11,13 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from time import time
+from typing import Any
 
 import pytest
 from harness import GENEROUS, Rig, chat, running
 
 from budget_proxy import janitor
+from budget_proxy.core.book import Entry
 from budget_proxy.core.events import CallEnded, InvariantBroken
 from budget_proxy.ledgers import patience
 from budget_proxy.ledgers.group import GroupCommit
@@ -23,7 +25,7 @@ from budget_proxy.ledgers.group import GroupCommit
 ALLOWS = "budgets: {cap: {limit: 1 USD, on_ledger_loss: {allow: 1 USD}}}\n"
 PAST_ALL_DEADLINES_S = 10 * 86_400
 SLOW_S = 30.0
-DEFAULTS = GroupCommit.__init__.__kwdefaults__
+DEFAULTS: dict[str, Any] = GroupCommit.__init__.__kwdefaults__ or {}
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +91,7 @@ def test_a_call_that_cannot_be_held_is_refused_and_others_pass(
     asyncio.run(story())
 
 
-def sum_of(entries: list) -> int:
+def sum_of(entries: list[Entry]) -> int:
     return sum(entry.legs[0].amount for entry in entries if entry.legs)
 
 

@@ -22,8 +22,8 @@ from fault_proxy import FaultProxy
 from fault_rounds import TIMEOUT_S, rounds
 from harness import running_sandbox
 from polling import eventually
-from processes import DEADLINE_S, POLICY, Process, until
-from test_workers import PRICE, call, cap, charged, fleet, workers_of
+from processes import DEADLINE_S, POLICY, Process, fleet, until, workers_of
+from test_workers import PRICE, call, cap, charged
 
 from budget_proxy.core.book import Entry, OpenHold
 from budget_proxy.ledgers.sqlite import SqliteLedger

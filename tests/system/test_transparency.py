@@ -8,6 +8,7 @@ import json
 import os
 import ssl
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -248,12 +249,14 @@ def test_bodies_arrive_as_they_came(tmp_path: Path) -> None:
 def test_an_upload_flows_while_it_is_sent(tmp_path: Path) -> None:
     async def story() -> None:
         async with fronting(tmp_path, answering(OK)) as (rig, upstream), calling(rig) as caller:
+
+            def come(size: int) -> bool:
+                return [len(got.body) for got in upstream.requests] == [size]
+
             await caller.send(head_only("/flat/upload", "Transfer-Encoding: chunked"))
             for size in range(1, 6):
                 await caller.send(b"1\r\n%d\r\n" % size)
-                await rig.until(
-                    lambda size=size: [len(got.body) for got in upstream.requests] == [size]
-                )
+                await rig.until(partial(come, size))
             await caller.send(b"0\r\n\r\n")
             assert (await caller.answer()).status == 200
             assert upstream.requests[0].body == b"12345"

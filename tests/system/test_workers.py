@@ -387,7 +387,7 @@ def test_a_policy_that_changes_while_the_workers_start_waits_for_them(
         await begun.wait()
         reloading = asyncio.create_task(supervisor.app.reload())
         reloading.add_done_callback(lambda _: story_of.append("reloaded"))
-        await until(lambda: supervisor._changing._waiters, "it does not wait for them")
+        await until(lambda: bool(supervisor._changing._waiters), "it does not wait for them")
         may_go_on.set()
         await starting
         assert await reloading == []

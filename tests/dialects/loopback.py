@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-
-import pytest
 
 from budget_proxy.dialects import Rendered
 
@@ -51,9 +50,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-@pytest.fixture(scope="module")
-def loopback() -> Iterator[Loopback]:
-    """A running server, closed after the module."""
+@contextmanager
+def running() -> Iterator[Loopback]:
+    """A running server."""
     with Loopback(("127.0.0.1", 0), _Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
