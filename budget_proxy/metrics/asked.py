@@ -97,7 +97,9 @@ class Stands(Collector):
         seen: set[tuple[str, str]] = set()
         try:
             for name, labels, value in figures_of(self._read()):
-                pairs = ",".join([f'{label}="{escaped(text)}"' for label, text in labels.items()])
+                pairs = ",".join(
+                    [f'{label}="{escaped(text)}"' for label, text in sorted(labels.items())]
+                )
                 if (name, pairs) not in seen:  # Prometheus drops a scrape that repeats itself
                     seen.add((name, pairs))
                     families[name].add(pairs, float(value))
