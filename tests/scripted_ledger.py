@@ -29,6 +29,8 @@ class ScriptedLedger(MemoryLedger):
         self.batches: list[str] = []
         self.at_once = 0
         self.refuses: set[str] = set()
+        self.takes_s = 0.0
+        """How long a commit does, at least."""
         self.gate = asyncio.Event()
 
     def go_on(self) -> None:
@@ -41,7 +43,7 @@ class ScriptedLedger(MemoryLedger):
         self.at_once += 1
         assert self.at_once == 1, "one commit at a time"
         try:
-            await asyncio.sleep(0)
+            await asyncio.sleep(self.takes_s)
             word = self._word()
             if word in ("hangs", "waits"):
                 await self.gate.wait()

@@ -2,7 +2,7 @@
 those that arrive while it waits for its turn at the store still go into it. The end of a call, for
 which nobody waits, lingers a moment for a commit to share: each has a price, a sync of the disk.
 
-Three promises beyond that of the ledger:
+Four promises beyond that of the ledger:
 - `commit` answers or raises LedgerDownError; it never waits longer than `deadline_s` for the
   commit it is in, and as long for the one before it; a hold that lands after its caller was told
   so is given back by itself;
@@ -12,8 +12,9 @@ Three promises beyond that of the ledger:
 - what is given to `land` (settlements, releases) is tried again until it is in the ledger, in
   order, before anything that came later;
 - an operation that the store can never keep holds up nobody: the batch is halved until that one is
-  alone, in two commits for each halving. A hold is refused then (UnkeepableError); what must land
-  is set aside (see `aside`), and `on_set_aside` told.
+  alone, in two commits for each halving, and for that nobody waits longer than `deadline_s`. A hold
+  is refused then (UnkeepableError); what must land is set aside (see `aside`), and `on_set_aside`
+  told.
 """
 
 from __future__ import annotations
@@ -145,6 +146,8 @@ class GroupCommit:
         self._hold_s = min(self._patience.wait_s(began_s), self._deadline_s)
         if not self._pending.searching:
             self._over_s = began_s + self._deadline_s
+        elif began_s >= self._over_s:
+            self._nobody_waits_longer()
         self._next_slice(Countdown(self._hold_s, self._over_s))
         try:
             batch = [asked.operation for asked in self._pending.running]
@@ -209,6 +212,9 @@ class GroupCommit:
     def _give_up_waiting(self) -> None:
         """Nobody else is kept waiting either, until the store answers."""
         self._alarm = self._loop.call_later(STALLED_TURN_S, self._give_up_waiting)
+        self._nobody_waits_longer()
+
+    def _nobody_waits_longer(self) -> None:
         why = f"the ledger did not answer within {self._deadline_s:g} s"
         self._pending.refuse_running(why)
         self._pending.drop_impatient(why)

@@ -43,6 +43,13 @@ CONFLICTS = frozenset(("40001", "40P01"))
 """Serialization failure and deadlock: nothing was kept, and the same again may do."""
 VALUE_ERRORS = (psycopg.DataError, UnicodeEncodeError, OverflowError)
 """What cannot so much as be sent: a zero byte, half a surrogate pair."""
+BAD_VALUES = frozenset(("22001", "22003", "22008", "22021", "22P02", "22P03", "22P05"))
+"""Too long, out of range, not in the server's encoding, or not to be read."""
+TOO_LONG_FOR_A_PAGE = frozenset(("nbtinsert.c", "nbtutils.c", "indextuple.c", "hio.c"))
+"""Where 54000 is a value's fault; elsewhere it is a limit of the server (one that has run out of
+transaction ids says the same)."""
+_OUR_KEY = re.compile(r"budget_proxy_[a-z]+_pkey")
+"""Of an id that was there before."""
 _READ_ONLY = frozenset(("25006",))
 _OURS_TO_CHANGE = {
     r"password|authentication|no pg_hba\.conf entry|not permitted to log in": (
@@ -241,14 +248,17 @@ def is_conflict(error: Exception) -> bool:
 
 def unkeepable(error: Exception) -> str | None:
     """What is wrong with the values, where it is they that no repetition mends, so that nothing was
-    kept; else None."""
+    kept; else None. What a constraint or a trigger of somebody says, or a limit of the server, is
+    for people to mend, and no fault of a call."""
     if not isinstance(error, psycopg.Error):
         return str(error) if isinstance(error, VALUE_ERRORS) else None
-    kind, table = (error.sqlstate or "")[:2], error.diag.table_name or ""
-    # Data; limits (too long for an index); what a table's constraints say, where it is one of ours.
-    ours = kind in ("22", "54") or (kind == "23" and table.startswith("budget_proxy_"))
-    unsent = error.sqlstate is None and isinstance(error, VALUE_ERRORS)
-    return _line(error) if ours or unsent else None
+    said = error.diag
+    guilty = error.sqlstate in BAD_VALUES or (
+        (error.sqlstate == "54000" and said.source_file in TOO_LONG_FOR_A_PAGE)
+        or (error.sqlstate == "23505" and _OUR_KEY.fullmatch(said.constraint_name or ""))
+        or (error.sqlstate is None and isinstance(error, VALUE_ERRORS))
+    )
+    return _line(error) if guilty else None
 
 
 async def ask(

@@ -108,9 +108,9 @@ _HELD = f"SELECT {_LEG_KEY}, value ->> 4 FROM holds, {_LEGS} ORDER BY 1, 2, 3, 4
 _POSTED = f"SELECT {_LEG_KEY}, value ->> 5 FROM entries, {_LEGS} ORDER BY 1, 2, 3, 4"  # noqa: S608
 _PASSING = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL))
 """Errors that say that another program was in the way."""
-_UNKEEPABLE = (sqlite3.DataError, sqlite3.IntegrityError, UnicodeEncodeError, OverflowError)
-"""Errors that say that the values are at fault: too long, twice there, half a surrogate pair, an
-integer of more than 64 bits."""
+_BAD_VALUES = (sqlite3.DataError, UnicodeEncodeError, OverflowError)
+"""Errors of values that can never be kept: too long, half a surrogate pair, an integer of more than
+64 bits. A constraint or trigger that is in the way is somebody's, who can mend it."""
 T = TypeVar("T")
 
 
@@ -204,12 +204,11 @@ class SqliteLedger:
                 else:
                     self._forget()
                 self._refusing = not changed
-            except _UNKEEPABLE as failure:
+            except (sqlite3.Error, OSError, *_BAD_VALUES) as failure:
                 self._undo()
-                raise UnkeepableError(f"{self._path}: {failure}") from failure
-            except (sqlite3.Error, OSError) as failure:
-                self._undo()
-                raise LedgerDownError(f"{self._path}: {failure}") from failure
+                guilty = isinstance(failure, _BAD_VALUES) or _is_taken(failure)
+                kind = UnkeepableError if guilty else LedgerDownError
+                raise kind(f"{self._path}: {failure}") from failure
             except BaseException:
                 self._undo()
                 raise
@@ -738,3 +737,8 @@ class SqliteLedger:
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def _is_taken(failure: Exception) -> bool:
+    """Whether an id was there before."""
+    return getattr(failure, "sqlite_errorcode", None) == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY

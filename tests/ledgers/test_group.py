@@ -589,6 +589,28 @@ def test_what_must_land_and_cannot_is_set_aside_once_its_remark_landed(told: Any
     assert told(story, *["ok"] * 4, "lands", "fails") == ["down: no answer from the disk", "up"]
 
 
+def test_while_the_guilty_are_looked_for_nobody_waits_longer_than_the_deadline(told: Any) -> None:
+    """Fifty need a hundred commits, each soon done."""
+
+    async def story(commit: GroupCommit, ledger: ScriptedLedger) -> None:
+        bad = [str(number) for number in range(50)]
+        ledger.refuses, ledger.takes_s = set(bad), 0.005
+        first = commit.commit(hold("first"))
+        await until(lambda: ledger.batches)
+        guilty = [commit.commit(hold(name)) for name in bad]
+        innocent = commit.commit(hold("innocent"))
+        end = commit.land(settle("first"))
+        assert isinstance(await first, Held)
+        with pytest.raises(LedgerDownError, match="did not answer within"):
+            await soon(innocent)
+        assert isinstance(await soon(end), Ended)
+        await soon(commit.settled())
+        assert ledger.figures == [(1, 0)], "a hold that nobody waited for is given back"
+        assert all(isinstance(one.exception(), LedgerDownError) for one in guilty)
+
+    told(story, deadline_s=0.05)
+
+
 def test_where_its_remark_is_refused_too_it_is_the_store_and_nothing_is_set_aside(
     told: Any,
 ) -> None:

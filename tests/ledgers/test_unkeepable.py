@@ -260,22 +260,48 @@ def change(told: Any, sqlite: str, postgres: str) -> None:
             database.execute(postgres.encode())
 
 
-def test_a_store_that_takes_no_entry_at_all_sets_nothing_aside(told: Any) -> None:
-    """A constraint of somebody else's speaks against the values, whatever they are."""
+TRIGGER = (
+    "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS "
+    "$$BEGIN RAISE 'no' USING ERRCODE = '22003'; END$$; "
+    "CREATE TRIGGER no BEFORE INSERT ON budget_proxy_entries FOR EACH ROW EXECUTE FUNCTION no()"
+)
+IN_THE_WAY = {
+    "any value is bad": (
+        ("CREATE TRIGGER no BEFORE INSERT ON entries BEGIN SELECT zeroblob(2147483647); END"),
+        "DROP TRIGGER no",
+        TRIGGER,
+        "DROP TRIGGER no ON budget_proxy_entries",
+    ),
+    "a constraint on entries": (
+        "CREATE TRIGGER no BEFORE INSERT ON entries BEGIN SELECT RAISE(ABORT, 'no'); END",
+        "DROP TRIGGER no",
+        "ALTER TABLE budget_proxy_entries ADD CONSTRAINT no CHECK (false) NOT VALID",
+        "ALTER TABLE budget_proxy_entries DROP CONSTRAINT no",
+    ),
+    "a constraint on accounts": (
+        "CREATE TRIGGER no BEFORE INSERT ON accounts BEGIN SELECT RAISE(ABORT, 'no'); END",
+        "DROP TRIGGER no",
+        "ALTER TABLE budget_proxy_accounts ADD CONSTRAINT no CHECK (false) NOT VALID",
+        "ALTER TABLE budget_proxy_accounts DROP CONSTRAINT no",
+    ),
+}
+"""What is in the way of every operation, in SQLite and in PostgreSQL, and how it goes again."""
+
+
+@pytest.mark.parametrize("what", IN_THE_WAY)
+def test_where_no_operation_at_all_can_be_kept_nothing_is_set_aside(told: Any, what: str) -> None:
+    """It is the store's fault, and all lands when that is mended."""
+    sqlite, sqlite_again, postgres, postgres_again = IN_THE_WAY[what]
 
     async def story(front: Front) -> None:
         await front.ledger.commit([plain("1", 10), plain("2", 10)])
         await front.figures()
-        change(
-            told,
-            "CREATE TRIGGER no BEFORE INSERT ON entries BEGIN SELECT RAISE(ABORT, 'no'); END",
-            "ALTER TABLE budget_proxy_entries ADD CONSTRAINT no CHECK (false) NOT VALID",
-        )
+        change(told, sqlite, postgres)
         answers = [front.enter(settle("1", 2)), front.enter(settle("2", 3))]
         await until(lambda: front.changes)
         assert front.changes[0].startswith("down: ")
         assert not any(answer.done() for answer in answers)
-        change(told, "DROP TRIGGER no", "ALTER TABLE budget_proxy_entries DROP CONSTRAINT no")
+        change(told, sqlite_again, postgres_again)
         assert [type(await soon(answer)) for answer in answers] == [Ended, Ended]
         assert front.told == []
         assert front.changes[-1] == "up"
@@ -309,8 +335,10 @@ def test_a_full_disk_is_no_fault_of_the_operations(tmp_path: Path) -> None:
     [
         ("22021", True),  # not in this encoding
         ("22003", True),  # out of range
-        ("54000", True),  # too long for an index
-        ("23505", False),  # a row of no table of ours
+        ("54000", False),  # no index is said to be the place
+        ("22012", False),  # a division: no value of ours is divided
+        ("23505", False),
+        ("23514", False),  # somebody's constraint
         ("40001", False),
         ("40P01", False),
         ("53100", False),  # disk full

@@ -1,6 +1,6 @@
 """Calls that the ledger's database refuses for what is in them, beside calls that it takes.
 
-A trigger in the ledger's file refuses what is about the upstream `geo`.
+A trigger in the ledger's file makes what is about the upstream `geo` too big for SQLite.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def refuse_geo(folder: Path, table: str) -> None:
         folder,
         f"CREATE TRIGGER no_geo_in_{table} BEFORE INSERT ON {table} "
         """WHEN CAST(new.about AS TEXT) LIKE '%"upstream":"geo"%' """
-        "BEGIN SELECT RAISE(ABORT, 'geo is not for us'); END",
+        "BEGIN SELECT zeroblob(2147483647); END",
     )
 
 
