@@ -40,7 +40,7 @@ from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.learned import Learned
 from budget_proxy.core.stops import Stop
-from budget_proxy.correction import Corrected, corrected, correction_for
+from budget_proxy.correction import Corrected, corrected, correction_for, must_have_account
 from budget_proxy.fail_open import FailOpen
 from budget_proxy.keeping import Keeping
 from budget_proxy.ledgers import (
@@ -567,6 +567,7 @@ class App:
         correction = correction_for(
             self.house, budget, payer, amount_text, reason, who, self._new_id()
         )
+        must_have_account(correction, await self._open_ledger.accounts(), self.house)
         outcome = await self._commit.commit(correction)
         assert isinstance(outcome, Adjusted), "a correction is answered with its account"
         if self._answers:

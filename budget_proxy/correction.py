@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from budget_proxy.accounts_view import AccountView, open_accounts
-from budget_proxy.core.book import Adjust, Adjusted
+from budget_proxy.accounts_view import AccountView, known_payers, open_accounts
+from budget_proxy.core.book import AccountState, Adjust, Adjusted
 from budget_proxy.core.budget import EVERYONE
 from budget_proxy.core.house import House
 from budget_proxy.core.money import exact, parse_amount, show
@@ -69,6 +70,18 @@ def correction_for(
         amount=amount,
         about=about_correction(who, reason),
     )
+
+
+def must_have_account(correction: Adjust, accounts: Iterable[AccountState], house: House) -> None:
+    """A correction of an account that nobody has is a slip of the hand. Raises ValueError."""
+    budget = next(known for known in house.budgets if known.name == correction.budget)
+    payers = {account.payer for account in accounts if account.budget == budget.name}
+    payers |= set(known_payers(budget, house.services.values()))
+    if correction.payer not in payers:
+        known = ", ".join(repr(payer) for payer in sorted(payers)[:10]) or "none so far"
+        raise ValueError(
+            f"budget {budget.name!r} has no account of {correction.payer!r}; it has {known}"
+        )
 
 
 def corrected(correction: Adjust, outcome: Adjusted, house: House) -> Corrected:

@@ -41,7 +41,16 @@ def serve(policy: Path, load: Callable[[Path], House], workers: int) -> int:
         )
         return WRONG
     if workers > 1:
-        return on_a_loop(_supervise(Supervisor(policy, load, workers)))
+        try:
+            supervisor = Supervisor(policy, load, workers)
+        except OSError as error:
+            print(
+                f"cannot start: no folder for copies of the policy: {error}. Remedy: name a folder "
+                "that can be written in TMPDIR.",
+                file=sys.stderr,
+            )
+            return WRONG
+        return on_a_loop(_supervise(supervisor))
     app = App(lambda: load(policy), log=standard_output())
     return on_a_loop(_serve(app, app))
 

@@ -63,9 +63,11 @@ def sweep(place: Path | None = None) -> int:
         names = [
             entry.path for entry in islice(found, MOST_LOOKED_AT) if _OURS.fullmatch(entry.name)
         ]
-        for path in names[:MOST_SWEPT]:
+        for path in names:
             with contextlib.suppress(OSError):
                 swept += _swept(path)
+            if swept == MOST_SWEPT:
+                break
     return swept
 
 

@@ -7,15 +7,14 @@ import contextlib
 import json
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Literal, TypeVar
 
-from budget_proxy.accounts_view import known_payers
-from budget_proxy.core.book import AccountState, Adjust, Adjusted, OpenHold
+from budget_proxy.core.book import Adjusted, OpenHold
 from budget_proxy.core.house import House
 from budget_proxy.core.ids import make_id
 from budget_proxy.core.money import exact
-from budget_proxy.correction import Corrected, corrected, correction_for
+from budget_proxy.correction import Corrected, corrected, correction_for, must_have_account
 from budget_proxy.export import PAGE_S, Wanted, export
 from budget_proxy.ledgers import (
     Ledger,
@@ -132,19 +131,6 @@ def _utc(instant_s: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(instant_s))
 
 
-def _check_payer(house: House, correction: Adjust, accounts: Sequence[AccountState]) -> None:
-    """A correction of an account that nobody has is a slip of the hand. Raises CannotError."""
-    budget = next(known for known in house.budgets if known.name == correction.budget)
-    payers = {account.payer for account in accounts if account.budget == budget.name}
-    payers |= set(known_payers(budget, house.services.values()))
-    if correction.payer not in payers:
-        known = ", ".join(repr(payer) for payer in sorted(payers)[:10]) or "none so far"
-        raise CannotError(
-            f"budget {budget.name!r} has no account of {correction.payer!r}; it has {known}",
-            2,
-        )
-
-
 async def adjust(
     house: House, budget: str, payer: str, amount: str, reason: str, *, who: str
 ) -> Corrected:
@@ -158,7 +144,10 @@ async def adjust(
     with _told():
         ledger = await open_ledger(house.ledger)
         try:
-            _check_payer(house, correction, await ledger.accounts())
+            try:
+                must_have_account(correction, await ledger.accounts(), house)
+            except ValueError as error:
+                raise CannotError(str(error), 2) from error
             outcome = (await ledger.commit([correction]))[0]
         finally:
             await ledger.close()

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from processes import DEADLINE_S
 
-from budget_proxy import scratch
+from budget_proxy import run, scratch
+from budget_proxy.core.house import House
 from budget_proxy.scratch import LOCK, Scratch, sweep
 
 
@@ -135,5 +136,33 @@ def test_the_work_is_bounded(place: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert [sweep(), sweep(), sweep()] == [3, 2, 0]
 
 
+def test_folders_that_stay_do_not_hide_those_that_can_go(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scratch, "MOST_SWEPT", 1)
+    for number in range(9):
+        _no_lock(left_behind(place, f"budget-proxy-abcd_12{number}"))
+    left_behind(place, "budget-proxy-zzzzzzzz")
+    left_behind(place, "budget-proxy-aaaaaaaa")
+    assert [sweep(), sweep(), sweep()] == [1, 1, 0]
+
+
 def test_a_place_that_is_not_there_is_no_trouble(place: Path) -> None:
     assert sweep(place / "missing") == 0
+
+
+def test_without_a_place_for_it_a_start_says_what_is_missing(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def nowhere(**_: object) -> None:
+        raise FileNotFoundError("no usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", nowhere)
+    assert run.serve(place / "policy.yaml", _never_loaded, workers=2) == run.WRONG
+    said = capsys.readouterr().err
+    assert said.startswith("cannot start: ")
+    assert "no usable temporary directory found. Remedy: name a folder" in said
+
+
+def _never_loaded(path: Path) -> House:
+    raise AssertionError(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+from functools import partial
 from pathlib import Path
 
 import aiohttp
@@ -12,6 +13,7 @@ import pytest
 from harness import chat, running
 
 from budget_proxy.core.learned import Learned
+from budget_proxy.core.money import NANOS
 
 
 def test_a_chat_call_is_priced_held_forwarded_and_settled(tmp_path: Path) -> None:
@@ -92,5 +94,22 @@ def test_a_mistake_in_what_is_learned_of_a_call_leaves_it_settled(
             assert account is not None
             assert (account.spent, account.held) == (await rig.charged_nanos(), 0)
             assert [entry.rule for entry in await rig.entries()] == ["actual"]
+
+    asyncio.run(story())
+
+
+def test_an_account_that_nobody_has_cannot_be_corrected(tmp_path: Path) -> None:
+    """A misspelt payer would get an account, and the money would be looked for in vain."""
+
+    async def story() -> None:
+        budgets = "budgets: {each: {limit: 1 USD, for_each: {header: X-User}, max_payers: 9}}\n"
+        async with running(tmp_path, budgets) as rig:
+            adjust = partial(rig.app.adjust, "each", amount_text="0.5 USD", reason="x", who="me")
+            with pytest.raises(ValueError, match="has no account of 'ann'; it has none so far"):
+                await adjust("ann")
+            await rig.get("/geo/v1/geocode?q=Oslo", headers={"X-User": "ann"})
+            assert (await adjust("ann")).account.spent > NANOS // 2
+            with pytest.raises(ValueError, match="has no account of 'an'; it has 'ann'"):
+                await adjust("an")
 
     asyncio.run(story())
