@@ -78,7 +78,7 @@ def settle(
     stopped = course.cut_by_us and upstream.stops_on_disconnect and course.status is not None
     if stopped and figures.why_not == "cut":
         return _partial(route, estimate, figures)
-    return _at_hold(estimate, course)
+    return _at_hold(route, estimate, course)
 
 
 def _actual(
@@ -144,8 +144,18 @@ def _partial(route: Route, estimate: Estimate, figures: Figures) -> Settlement:
     return Settlement("partial", amounts_of(route, quantities, cost), quantities)
 
 
-def _at_hold(estimate: Estimate, course: Course) -> Settlement:
+def _at_hold(route: Route, estimate: Estimate, course: Course) -> Settlement:
+    """The hold; or, where a whole answer counted dearer things than were held (a search, but no
+    tokens), these."""
     rule = "hold_no_answer"
     if course.status is not None:
         rule = "hold_no_usage" if course.whole else "hold_cut"
+    if rule == "hold_no_usage" and course.figures is not None and estimate.rates is not None:
+        told = course.figures.quantities
+        cost = min(cost_of(route, told, estimate.rates), MAX_AMOUNT)
+        if cost > estimate.amounts[route.currency]:
+            quantities = {
+                name: max(n, told.get(name, 0)) for name, n in estimate.quantities.items()
+            }
+            return Settlement(rule, amounts_of(route, quantities, cost), quantities)
     return Settlement(rule, estimate.amounts, estimate.quantities)

@@ -183,6 +183,16 @@ def test_every_unit_settles_to_the_actual() -> None:
     assert end.quantities == USED
 
 
+def test_a_whole_answer_without_usage_costs_no_less_than_what_it_told() -> None:
+    upstream = upstream_of(CHAT)
+    estimated = held(upstream)
+    figures = Figures({IN: 0, OUTPUT: 70}, why_not="unreadable")
+    end = ended(upstream, estimated, Course(True, 200, True, False, figures))
+    quantities = {IN: 100, CACHED: 0, OUTPUT: 70}
+    amounts = quantities | {"requests": 1, "tokens": 170, "USD": 70 * 100}
+    assert end == Settlement("hold_no_usage", amounts, quantities)
+
+
 # -- the model and the tier that served ----------------------------------------------------------
 
 AT = {
