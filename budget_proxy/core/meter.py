@@ -16,11 +16,12 @@ import msgspec
 
 from budget_proxy.core.document import Document
 from budget_proxy.core.doubt import says_more, tells_nothing
+from budget_proxy.core.fallen import fallen, figures_kept, laid_over, moved, with_zeros_undone
 from budget_proxy.core.figure import MAX_QUANTITY, BadQuantityError, text_bytes
 from budget_proxy.core.headers import Index
 from budget_proxy.core.place import Place, Test
 from budget_proxy.core.route import Route, Streaming
-from budget_proxy.core.source import Combined, Source
+from budget_proxy.core.source import Source
 
 MAX_ANSWER = 4 * 1024 * 1024
 """Decoded bytes of one answer kept for reading; of a longer one the end is searched."""
@@ -160,7 +161,7 @@ class BodyMeter:
         except BadQuantityError:
             return b""
         figures.final = route.needed <= figures.quantities.keys() and not (
-            tells_nothing(route, figures.quantities) and says_more(route, document)
+            tells_nothing(route, figures.quantities) and says_more(route, document, long=self._cut)
         )
         return b""
 
@@ -195,8 +196,8 @@ def _usage_at_end(tail: bytes) -> Any:
 
 class EventMeter:
     """Reads server-sent events: of each quantity the last figure (they grow, so that a later zero
-    is none), final when the tariff says. Figures that are all nothing are so at the end only, if
-    nothing speaks against them."""
+    is none, but for pieces that turn out to be of another kind), final when the tariff says.
+    Figures that are all nothing are so at the end only, if nothing speaks against them."""
 
     @property
     def edits(self) -> bool:
@@ -288,9 +289,10 @@ class EventMeter:
         return b"" if self._drop is None else passed
 
     def _doubt(self) -> None:
-        """Believe figures that are all nothing, unless the answer itself says otherwise."""
+        """Believe what came after the event that had to be the last; or figures that are all
+        nothing, unless the answer itself says otherwise."""
         route, figures = self._route, self.figures
-        figures.final = tells_nothing(route, figures.quantities) and not (
+        figures.final = not tells_nothing(route, figures.quantities) or not (
             figures.delivered_bytes or says_more(route, Document(self._seen))
         )
         figures.why_not = "unreadable"
@@ -302,8 +304,9 @@ class EventMeter:
             return False
         streaming, figures = self._streaming, self.figures
         document = Document(decoded)
+        before = self._seen
         if self._remember(decoded):
-            self._read()
+            self._read(before, decoded)
         if streaming.delivered is not None:
             figures.delivered_bytes += _delivered(streaming.delivered, document)
         ours = self._drop is not None and self._drop.holds(document)
@@ -321,19 +324,33 @@ class EventMeter:
             new = event.get(head)
             if new is None:
                 continue
-            old = self._seen.get(head)
-            if isinstance(old, dict) and isinstance(new, dict):
-                new = old | {name: value for name, value in new.items() if value is not None}
-            self._seen[head] = new
-            told = told or head in self._route.figure_heads
+            both = laid_over(self._seen.get(head), new) if type(new) is dict else new
+            if head in self._route.figure_heads:
+                told = True
+                self._seen = self._seen | {head: both}
+            else:
+                self._seen[head] = both
         return told
 
-    def _read(self) -> None:
+    def _read(self, before: dict[str, Any], event: dict[str, Any]) -> None:
+        """Read what is told by now. Where a figure fell to zero, it depends."""
+        route, figures = self._route, self.figures
+        old = figures.quantities
         try:
-            _read(self._route, Document(self._seen), self.figures)
+            figures.quantities = dict(old)
+            _read(route, Document(self._seen), figures)
+            new = figures.quantities
+            if 0 in new.values() and any(n and not new[name] for name, n in old.items()):
+                kept = Figures(dict(old))
+                for names in fallen(route, old, new):
+                    undone = with_zeros_undone(route, names, before, self._seen)
+                    if not moved(route, names, event, before, self._seen, undone):
+                        self._seen = undone
+                        _read(route, Document(undone), kept)
+                        new |= figures_kept(route, names, old, kept.quantities)
         except BadQuantityError:
             self._damaged = True
-            self.figures.final, self.figures.why_not = False, "unreadable"
+            figures.final, figures.why_not = False, "unreadable"
 
 
 def _is_one_event(chunk: bytes) -> bool:
@@ -354,7 +371,7 @@ def _event_data(event: bytes) -> dict[str, Any] | None:
     return decoded if type(decoded) is dict else None
 
 
-_NO_TEXT = frozenset(("type", "role", "stop_reason"))
+_NO_TEXT = frozenset(("type", "role", "stop_reason", "stop_sequence"))
 
 
 def _delivered(place: Place, document: Document) -> int:
@@ -380,8 +397,7 @@ def _read(route: Route, document: Document, figures: Figures) -> None:
             _read_one(name, source, document, figures)
             continue
         figure = found[first]
-        # A zero tells nothing new of what earlier events counted.
-        if figure or (figure is not None and not figures.quantities.get(name)):
+        if figure is not None:
             for at in less:
                 figure -= found[at] or 0
             figures.quantities[name] = max(0, figure)
@@ -408,14 +424,4 @@ def _read_one(name: str, source: Source, document: Document, figures: Figures) -
     if figure is not None:
         if figure > MAX_QUANTITY:
             raise BadQuantityError(name, f"is above {MAX_QUANTITY}")
-        if figure or not figures.quantities.get(name) or _is_rest(source, document):
-            figures.quantities[name] = figure
-
-
-def _is_rest(source: Source, document: Document) -> bool:
-    """Whether a zero is what others leave of a figure that is none."""
-    return (
-        isinstance(source, Combined)
-        and source.how == "minus"
-        and bool(source.parts[0].read(document))
-    )
+        figures.quantities[name] = figure

@@ -15,7 +15,7 @@ the tariff says is surely not billed. What is not known is charged at the hold.
 | a byte may have left, no answer came                     | hold_no_answer | the hold      |
 | the answer was cut                                       | hold_cut       | the hold      |
 | a whole answer without (readable) usage                  | hold_no_usage  | the hold      |
-| zeros for usage, but text or a total above zero          | hold_no_usage  | the hold      |
+| zeros for usage, but content or a total above zero       | hold_no_usage  | the hold      |
 | nobody ended it (crash, deadline)                        | owner_dead ... | the hold      |
 """
 

@@ -160,6 +160,18 @@ def places_of(source: Source) -> Iterator[Place]:
             yield from places_of(inner)
 
 
+def numbers_of(source: Source) -> Iterator[Number]:
+    """The numbers that a source reads."""
+    match source:
+        case Number():
+            yield source
+        case Combined(parts=parts):
+            for part in parts:
+                yield from numbers_of(part)
+        case Shaped(source=inner):
+            yield from numbers_of(inner)
+
+
 def heads_of(source: Source | None) -> frozenset[str]:
     """The members of the top of a JSON document that a source looks into."""
     found = () if source is None else places_of(source)

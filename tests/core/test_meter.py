@@ -594,14 +594,66 @@ def saying(message: dict[str, Any], **usage: Any) -> dict[str, Any]:
         (RESPONSES, {"output": [{"arguments": "{}"}], "usage": NO_MESSAGE}, False),
         (MESSAGES, {"content": [{"type": "text", "text": "x"}], "usage": NO_MESSAGE}, False),
         (MESSAGES, {"content": [{"type": "tool_use", "name": "f"}], "usage": NO_MESSAGE}, False),
+        (CHAT, saying({"content": None, "refusal": "no"}), False),
+        (CHAT, saying({"content": None, "function_call": {"name": "f"}}), False),
+        (CHAT, saying({"tool_calls": [{"type": "custom", "custom": {"input": "x"}}]}), False),
+        (CHAT, saying({"content": "", "reasoning": "hm"}), False),
+        (CHAT, saying({"content": None, "audio": {"id": "a", "data": "AAAA"}}), False),
+        (CHAT, saying({"content": "", "images": [{"image_url": {"url": "data:"}}]}), False),
+        (CHAT, saying({"content": [0.5]}), False),
+        (
+            RESPONSES,
+            {"output": [{"type": "custom_tool_call", "input": "x"}], "usage": NO_MESSAGE},
+            False,
+        ),
+        (RESPONSES, {"output": [{"content": [{"refusal": "no"}]}], "usage": NO_MESSAGE}, False),
+        (
+            RESPONSES,
+            {"output": [{"action": {"type": "search", "query": "q"}}], "usage": NO_MESSAGE},
+            False,
+        ),
+        (
+            MESSAGES,
+            {"content": [{"type": "redacted_thinking", "data": "AA"}], "usage": NO_MESSAGE},
+            False,
+        ),
         (EMBEDDINGS, {"data": [1], "usage": {"prompt_tokens": 0, "total_tokens": 8}}, False),
+        (EMBEDDINGS, {"data": ["x"], "usage": {"prompt_tokens": 0, "total_tokens": 0}}, False),
         # What nothing speaks against is free.
         (CHAT, saying(BLANK), True),
         (CHAT, saying(BLANK, total_tokens="?"), True),
         (CHAT, {"error": {"message": "no"}, "usage": NO_CHAT}, True),
         (MESSAGES, {"content": [], "usage": NO_MESSAGE}, True),
         (RESPONSES, {"output": [], "max_output_tokens": 9, "usage": NO_MESSAGE}, True),
-        (EMBEDDINGS, {"data": ["x"], "usage": {"prompt_tokens": 0, "total_tokens": 0}}, True),
+        (EMBEDDINGS, {"data": [], "usage": {"prompt_tokens": 0, "total_tokens": 0}}, True),
+        (CHAT, saying(BLANK | {"refusal": None, "annotations": [], "tool_calls": []}), True),
+        (CHAT, saying({"content": [{"type": "text", "text": ""}]}), True),
+        (
+            RESPONSES,
+            {
+                "output": [
+                    {
+                        "id": "m",
+                        "type": "message",
+                        "role": "assistant",
+                        "content": [],
+                        "status": "incomplete",
+                    }
+                ],
+                "usage": NO_MESSAGE,
+            },
+            True,
+        ),
+        (
+            MESSAGES,
+            {
+                "content": [{"type": "text", "text": ""}],
+                "stop_reason": "stop_sequence",
+                "stop_sequence": "END",
+                "usage": NO_MESSAGE,
+            },
+            True,
+        ),
         # So is what counts at least something.
         (EMBEDDINGS, {"data": ["x"], "usage": {"prompt_tokens": 8, "total_tokens": 9}}, True),
         (CHAT, saying(SAYING, prompt_tokens=1), True),
@@ -616,18 +668,21 @@ def test_zeros_are_no_usage_where_the_answer_itself_says_more(
     assert (found.final, found.why_not) == (believed, "unreadable")
 
 
-def test_of_a_long_answer_zeros_beside_a_total_are_no_usage() -> None:
-    for total, final in ((8, False), (0, True)):
-        end = f'"usage": {{"prompt_tokens": 0, "total_tokens": {total}}}'
-        data = vectors(meters.MAX_ANSWER, end)
-        assert read(meter(EMBEDDINGS), *in_pieces(data))[1].final is final
+@pytest.mark.parametrize("route", [EMBEDDINGS, CHAT])
+@pytest.mark.parametrize(("tokens", "total", "final"), [(0, 8, False), (0, 0, False), (8, 8, True)])
+def test_zeros_of_a_long_answer_are_no_usage(
+    route: Route, tokens: int, total: int, final: bool
+) -> None:
+    usage = {"prompt_tokens": tokens, "completion_tokens": 0, "total_tokens": total}
+    data = vectors(meters.MAX_ANSWER, f'"usage": {json.dumps(usage)}')
+    assert read(meter(route), *in_pieces(data))[1].final is final
 
 
-def begun(**usage: int) -> dict[str, Any]:
+def begun(**usage: Any) -> dict[str, Any]:
     return {"type": "message_start", "message": {"model": "m", "usage": NO_MESSAGE | usage}}
 
 
-def goes_on(**usage: int) -> dict[str, Any]:
+def goes_on(**usage: Any) -> dict[str, Any]:
     return {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": usage}
 
 
@@ -638,8 +693,26 @@ def last(**usage: Any) -> dict[str, Any]:
     return {"choices": [], "usage": NO_CHAT | usage}
 
 
-def ended(**usage: int) -> dict[str, Any]:
+def ended(**usage: Any) -> dict[str, Any]:
     return {"type": "response.completed", "response": {"usage": NO_MESSAGE | usage}}
+
+
+def answered(*output: Any) -> dict[str, Any]:
+    return {"type": "response.completed", "response": {"output": output, "usage": NO_MESSAGE}}
+
+
+def cached(tokens: int, **usage: int) -> dict[str, Any]:
+    """Usage of a chat that tells what was cached."""
+    return NO_CHAT | usage | {"prompt_tokens_details": {"cached_tokens": tokens}}
+
+
+def written(short: int, long: int, **usage: int) -> dict[str, Any]:
+    """Usage of a message that tells how long a cache lives."""
+    names = ("ephemeral_5m_input_tokens", "ephemeral_1h_input_tokens")
+    return usage | {"cache_creation": dict(zip(names, (short, long), strict=True))}
+
+
+HOUR = written(0, 1000, input_tokens=25, output_tokens=1, cache_creation_input_tokens=1000)
 
 
 @pytest.mark.parametrize(
@@ -678,10 +751,60 @@ def ended(**usage: int) -> dict[str, Any]:
          {"input_tokens": 8, "output_tokens": 3}),
         (RESPONSES, [ended(input_tokens=8, output_tokens=3), ended()],
          {"input_tokens": 8, "output_tokens": 3}),
+        # What is counted, not told, is read anew in each event.
+        (RESPONSES, [answered({"action": {"query": "q"}}), ended(input_tokens=8), answered()],
+         {"input_tokens": 8, "output_tokens": 0, "web_searches": 1}),
+        # Zeros alone leave the parts as they were, so that they add up.
+        (CHAT, [chunk("x", usage=cached(80, prompt_tokens=100, completion_tokens=1)),
+                last(**cached(0))],
+         {"input_tokens": 20, "cached_tokens": 80, "output_tokens": 1}),
+        (CHAT, [chunk("x", usage=cached(80, prompt_tokens=100, completion_tokens=1)),
+                last(**cached(0, completion_tokens=9))],
+         {"input_tokens": 20, "cached_tokens": 80, "output_tokens": 9}),
+        (CHAT, [chunk("x", usage=cached(80, prompt_tokens=100, completion_tokens=1)),
+                last(prompt_tokens=100, completion_tokens=9, prompt_tokens_details={})],
+         {"input_tokens": 20, "cached_tokens": 80, "output_tokens": 9}),
+        (MESSAGES, [begun(**HOUR), goes_on(**written(0, 0, output_tokens=9)), STOP],
+         {"input_tokens": 25, "cache_write_1h_tokens": 1000, "output_tokens": 9}),
+        (MESSAGES, [begun(**HOUR), goes_on(**written(0, 0, cache_creation_input_tokens=0)), STOP],
+         {"input_tokens": 25, "cache_write_1h_tokens": 1000, "output_tokens": 1}),
+        # So do zeros by which tokens would vanish.
+        (MESSAGES, [begun(**HOUR), goes_on(**written(0, 0, input_tokens=25, output_tokens=9,
+                                                     cache_creation_input_tokens=0)), STOP],
+         {"input_tokens": 25, "cache_write_1h_tokens": 1000, "output_tokens": 9}),
+        (MESSAGES, [begun(input_tokens=25), goes_on(input_tokens=0, cache_read_input_tokens=7),
+                    STOP],
+         {"input_tokens": 25, "cached_tokens": 7, "output_tokens": 0}),
+        # Tokens that turn out to be of another kind are counted once.
+        (CHAT, [chunk("x", usage=cached(80, prompt_tokens=100, completion_tokens=1)),
+                last(**cached(0, prompt_tokens=100, completion_tokens=9))],
+         {"input_tokens": 100, "cached_tokens": 0, "output_tokens": 9}),
+        (CHAT, [chunk("x", usage=cached(80, prompt_tokens=100, completion_tokens=1)),
+                last(**cached(0, prompt_tokens=90, completion_tokens=9))],
+         {"input_tokens": 90, "cached_tokens": 0, "output_tokens": 9}),
+        (CHAT, [chunk("x", usage=cached(80, prompt_tokens=100, completion_tokens=1)),
+                last(**cached(0, prompt_tokens=50, completion_tokens=9))],
+         {"input_tokens": 50, "cached_tokens": 0, "output_tokens": 9}),
+        (DEEPSEEK, [chunk("x", usage=NO_CHAT | {"prompt_tokens": 9, "prompt_cache_hit_tokens": 8}),
+                    last(prompt_tokens=9, prompt_cache_hit_tokens=0, completion_tokens=1)],
+         {"input_tokens": 9, "cached_tokens": 0, "output_tokens": 1}),
+        (RESPONSES, [ended(input_tokens=9, input_tokens_details={"cached_tokens": 8}),
+                     ended(input_tokens=9, input_tokens_details={"cached_tokens": 0})],
+         {"input_tokens": 9, "cached_tokens": 0, "output_tokens": 0}),
+        (MESSAGES, [begun(**HOUR), goes_on(**written(1000, 0, cache_creation_input_tokens=1000)),
+                    STOP],
+         {"input_tokens": 25, "cache_write_tokens": 1000, "cache_write_1h_tokens": 0,
+          "output_tokens": 1}),
+        (MESSAGES, [begun(input_tokens=25, cache_read_input_tokens=1000),
+                    goes_on(input_tokens=1025, cache_read_input_tokens=0, output_tokens=9), STOP],
+         {"input_tokens": 1025, "cached_tokens": 0, "output_tokens": 9}),
+        (MESSAGES, [begun(input_tokens=25),
+                    goes_on(input_tokens=0, cache_read_input_tokens=25), STOP],
+         {"input_tokens": 0, "cached_tokens": 25, "output_tokens": 0}),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("in_one_walk", [True, False])
-def test_a_later_zero_erases_no_figure(
+def test_a_later_zero_erases_no_figure_and_none_counts_twice(
     route: Route, events: list[Any], figures: dict[str, int], in_one_walk: bool
 ) -> None:
     if not in_one_walk:
@@ -706,12 +829,20 @@ ROLE = {"choices": [{"delta": BLANK}], "usage": None}
         (DEEPSEEK, [chunk("", usage=NO_CHAT)], True),
         (RESPONSES, [ended()], True),
         (RESPONSES, [ended(total_tokens=7)], False),
+        (RESPONSES, [answered()], True),
+        (RESPONSES, [answered({"content": [{"type": "output_text", "text": "hello"}]})], False),
+        (RESPONSES, [answered({"action": {"query": "q"}})], False),
         (RESPONSES, [{"type": "response.output_text.delta", "delta": "hello"}, ended()], False),
         (MESSAGES, [begun(), goes_on(output_tokens=0), STOP], True),
         (MESSAGES, [begun(), DELTA, goes_on(output_tokens=0), STOP], False),
+        (MESSAGES, [begun(), goes_on(output_tokens=0) | {"delta": {"stop_sequence": "END"}}, STOP],
+         True),
+        # Figures of an event after the one that should be the last.
+        (CHAT, [chunk("hello"), last(), chunk("", usage=USAGE), DONE], True),
+        (CHAT, [chunk("hello"), last(), chunk("", usage=NO_CHAT), DONE], False),
         (MESSAGES, [begun(), goes_on(total_tokens=9), STOP], False),
     ],
-)
+)  # fmt: skip
 def test_a_stream_of_zeros_is_believed_at_its_end_unless_it_says_more(
     route: Route, events: list[Any], believed: bool
 ) -> None:
