@@ -25,6 +25,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from budget_proxy.core.doubt import tells_nothing
 from budget_proxy.core.estimate import OUTPUT, Estimate, amounts_of, cost_of
 from budget_proxy.core.house import Upstream
 from budget_proxy.core.meter import Figures
@@ -124,10 +125,11 @@ def _final_rates(
 
 def _partial(route: Route, estimate: Estimate, figures: Figures) -> Settlement:
     """The larger of what the upstream told and the input ceiling with what it delivered. While it
-    told nothing, or zeros alone, what was held for the input stays: it may be of the dearest
+    told nothing, or zero tokens, what was held for the input stays: it may be of the dearest
     kind."""
     quantities = dict(estimate.quantities)
-    told = figures.quantities if any(figures.quantities.values()) else {}
+    zeros = tells_nothing(route, figures.quantities) or not any(figures.quantities.values())
+    told = {name: n for name, n in figures.quantities.items() if n or not zeros}
     quantities.update((name, n) for name, n in told.items() if name != OUTPUT)
     if OUTPUT in quantities:
         seen = ceil_div(figures.delivered_bytes * PARTIAL_MARGIN_PERMILLE, 1000)
@@ -137,7 +139,7 @@ def _partial(route: Route, estimate: Estimate, figures: Figures) -> Settlement:
         charge = estimate.amounts[route.currency]
         return Settlement("partial", amounts_of(route, quantities, charge), quantities)
     cost = cost_of(route, quantities, estimate.rates)
-    if not told:
+    if zeros:
         spared = cost_of(route, estimate.quantities, estimate.rates) - cost
         cost = estimate.amounts[route.currency] - spared
     cost = min(cost, MAX_AMOUNT)

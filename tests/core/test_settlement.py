@@ -193,6 +193,17 @@ def test_a_whole_answer_without_usage_costs_no_less_than_what_it_told() -> None:
     assert end == Settlement("hold_no_usage", amounts, quantities)
 
 
+def test_a_search_beside_no_tokens_is_charged_on_top_of_the_input_held() -> None:
+    searches = Quantity("searches", Constant(0), Number((json_place("s"),)), optional=True)
+    route = dataclasses.replace(CHAT, quantities=(*CHAT.quantities, searches))
+    prices = Prices({("asked", ""): {IN: 10, CACHED: 1, OUTPUT: 100, "searches": 3000}})
+    upstream = upstream_of(route, prices=prices, stops_on_disconnect=True)
+    figures = Figures({IN: 0, OUTPUT: 0, "searches": 1}, why_not="cut", delivered_bytes=10)
+    end = ended(upstream, held(upstream), Course(True, 200, False, True, figures))
+    assert end.amounts is not None
+    assert (end.rule, end.amounts["USD"]) == ("partial", 100 * 10 + 12 * 100 + 3000)
+
+
 # -- the model and the tier that served ----------------------------------------------------------
 
 AT = {
