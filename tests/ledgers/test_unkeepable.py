@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 import pytest
@@ -71,17 +71,18 @@ class Front:
 Story = Callable[[Front], Awaitable[None]]
 
 
-@pytest.fixture(params=DURABLE)
-def told(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+class Told(NamedTuple):
     """Runs a story with an open store, and audits the store after it."""
-    place: Place = place_for(request.param, request, tmp_path)
 
-    def run(story: Story) -> None:
+    store: str
+    place: Place
+
+    def __call__(self, story: Story) -> None:
         async def whole() -> None:
             wrong: list[Any] = []
             loop = asyncio.get_running_loop()
             loop.set_exception_handler(lambda _loop, context: wrong.append(context))
-            ledger = await STORES[request.param](place, lambda: NOW_S)
+            ledger = await STORES[self.store](self.place, lambda: NOW_S)
             front = Front(ledger)
             try:
                 await story(front)
@@ -94,9 +95,10 @@ def told(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
 
         asyncio.run(whole())
 
-    run.store = request.param  # type: ignore[attr-defined]
-    run.place = place  # type: ignore[attr-defined]
-    return run
+
+@pytest.fixture(params=DURABLE)
+def told(request: pytest.FixtureRequest, tmp_path: Path) -> Told:
+    return Told(request.param, place_for(request.param, request, tmp_path))
 
 
 def plain(name: str, amount: int = 1) -> Hold:
@@ -141,7 +143,7 @@ DATABASE: dict[str, Make] = {
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize("kind", [*BOTH, *DATABASE])
 def test_of_a_batch_all_but_what_the_store_cannot_keep_lands(
-    told: Any, kind: str, count: int
+    told: Told, kind: str, count: int
 ) -> None:
     if told.store == "sqlite" and kind in DATABASE:
         kind = "half a pair in a payer"  # SQLite keeps these, as below
@@ -209,7 +211,9 @@ async def must_have_landed(
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_while_others_come_and_go_the_ledger_is_what_its_callers_know(told: Any, seed: int) -> None:
+def test_while_others_come_and_go_the_ledger_is_what_its_callers_know(
+    told: Told, seed: int
+) -> None:
     random = Random(seed)
     makes = list(BOTH.values())
     known = {"spent": 0, "held": 0, "aside": 0}
@@ -249,7 +253,7 @@ def test_while_others_come_and_go_the_ledger_is_what_its_callers_know(told: Any,
 # -- what is the store's fault -------------------------------------------------------------------
 
 
-def change(told: Any, sqlite: str, postgres: str) -> None:
+def change(told: Told, sqlite: str, postgres: str) -> None:
     """What somebody did to the store behind our back."""
     if told.store == "sqlite":
         with sqlite3.connect(told.place[0] / "ledger.db") as file:
@@ -289,7 +293,7 @@ IN_THE_WAY = {
 
 
 @pytest.mark.parametrize("what", IN_THE_WAY)
-def test_where_no_operation_at_all_can_be_kept_nothing_is_set_aside(told: Any, what: str) -> None:
+def test_where_no_operation_at_all_can_be_kept_nothing_is_set_aside(told: Told, what: str) -> None:
     """It is the store's fault, and all lands when that is mended."""
     sqlite, sqlite_again, postgres, postgres_again = IN_THE_WAY[what]
 
@@ -372,7 +376,7 @@ def test_errors_without_a_code_are_told_apart(error: Exception, expected: str | 
     assert unkeepable(error) == expected
 
 
-def test_what_is_told_names_the_call_and_nothing_that_no_log_takes(told: Any) -> None:
+def test_what_is_told_names_the_call_and_nothing_that_no_log_takes(told: Told) -> None:
     async def story(front: Front) -> None:
         await front.ledger.commit([plain("1", 10)])
         answer = front.enter(Settle("1", {"USD": 7}, HALF_A_PAIR, json.dumps({"a": 1}).encode()))
