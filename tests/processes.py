@@ -85,8 +85,15 @@ class Process:
         self._err = self._out.with_suffix(".err")
         self.began_s = time.time()
         with self._out.open("wb") as out, self._err.open("wb") as err:
+            # A session of its own: when the leader of a group of jobs ends, the system wakes all
+            # in it that are stopped (SIGHUP and SIGCONT), and some tests stop a worker.
             self.popen = subprocess.Popen(
-                command(*words), cwd=cwd, env=environment(**variables), stdout=out, stderr=err
+                command(*words),
+                cwd=cwd,
+                env=environment(**variables),
+                stdout=out,
+                stderr=err,
+                start_new_session=True,
             )
 
     @property
