@@ -63,6 +63,7 @@ from budget_proxy.pooling import Snapshot
 from budget_proxy.proxy import Proxy
 from budget_proxy.relearning import relearn
 from budget_proxy.roster import Roster
+from budget_proxy.shares import Share
 from budget_proxy.standing import Standing
 from budget_proxy.stop_keeper import stops_in
 from budget_proxy.stops import StopBoard
@@ -114,16 +115,19 @@ class App:
         clock: Clock = time.time,
         part: Part = "whole",
         owner: str | None = None,
+        share: Share | None = None,
         fleet: Fleet | None = None,
     ) -> None:
         """`load` reads the policy; it raises PolicyError. `log`: where call lines go. `owner`: in
-        whose name a worker holds. `fleet`: the workers of a keeper."""
+        whose name a worker holds. `share`: its share of the connections. `fleet`: the workers of a
+        keeper."""
         self._load = load
         self._clock = clock
         self._began_s = clock()
         self._random = random.Random(secrets.randbits(128))  # noqa: S311 - ids, not secrets
         self._owner = owner or secrets.token_hex(8)
         self._keeps, self._answers = part != "worker", part != "keeper"
+        self._share = share
         self._fleet = fleet
         self._prepared: tuple[House, dict[str, Outgoing]] | None = None
         self.stops = StopBoard()
@@ -302,7 +306,7 @@ class App:
             emit=self._emit,
             stops=self.stops,
         )
-        self._listener = Listener(self._proxy.serve, self.house.limits)
+        self._listener = Listener(self._proxy.serve, self.house.limits, self._share)
 
     async def _start_admin(self) -> None:
         host, port = self.house.admin

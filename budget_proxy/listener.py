@@ -36,12 +36,15 @@ from budget_proxy.call import (
     Headers,
 )
 from budget_proxy.core.house import Limits
+from budget_proxy.shares import Share
 
 logger = logging.getLogger(__name__)
 BACKLOG = 1024
 LINGER_S = 1.0
 PAUSE_S = 1.0
 """After a connection could not be taken for want of file descriptors."""
+LEFT_S = 0.002
+"""How long a connection is left to a worker that has fewer. Not less: see `ledgers.sqlite`."""
 NEWCOMERS_S = 0.02
 """At the end: how long the request of a caller who has just come may take to be there."""
 SHUTDOWN_S = 2.0
@@ -437,6 +440,7 @@ class _Protocol(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or cut it where there are too many."""
         assert isinstance(self._manager, _Server), "our server makes our protocols"
+        self._manager.came(1)
         if self._manager.is_full:
             assert isinstance(transport, asyncio.Transport), "TCP and TLS can be written to"
             transport.abort()
@@ -451,6 +455,8 @@ class _Protocol(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The caller is gone."""
+        if isinstance(self._manager, _Server):
+            self._manager.came(-1)
         super().connection_lost(exc)
         if self.call is not None:
             self.call.lost()
@@ -461,11 +467,24 @@ class _Server(web.Server):
     """The factory of connections, with a bound on how many there are."""
 
     def __init__(
-        self, tell: Callable[[IncomingCall], Awaitable[None]], limits: Limits, **kwargs: Any
+        self,
+        tell: Callable[[IncomingCall], Awaitable[None]],
+        limits: Limits,
+        changed: Callable[[], None],
+        **kwargs: Any,
     ) -> None:
+        """`changed` is called whenever `open` did."""
         super().__init__(_never, **kwargs)
         self.tell = tell
         self.limits = limits
+        self.open = 0
+        """Connections whose callers are there."""
+        self._changed = changed
+
+    def came(self, connections: int) -> None:
+        """One more is open, or (-1) one less."""
+        self.open += connections
+        self._changed()
 
     @property
     def is_full(self) -> bool:
@@ -489,9 +508,13 @@ async def _never(_request: web.BaseRequest) -> web.StreamResponse:
 class Listener:
     """The proxy's port. `story` is called for each request and must answer it."""
 
-    def __init__(self, story: Story, limits: Limits) -> None:
+    def __init__(self, story: Story, limits: Limits, share: Share | None = None) -> None:
+        """`share`: this worker's, where there are others on the same socket."""
         self._story = story
         self._limits = limits
+        self._share = share
+        self._left_over = 1
+        """How many to take of the connections that another worker was to have, and did not."""
         self._calls: set[IncomingCall] = set()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -510,6 +533,7 @@ class Listener:
         self._server = _Server(
             self._tell,
             self._limits,
+            self._count,
             keepalive_timeout=self._limits.header_timeout_s,
             max_line_size=self._limits.max_header_line,
             max_field_size=self._limits.max_header_line,
@@ -518,11 +542,37 @@ class Listener:
             access_log=None,
         )
         self._listening, self._tls = listening, tls
+        self._count()
         self._listen()
 
     def _listen(self) -> None:
         if self._listening is not None:
-            asyncio.get_running_loop().add_reader(self._listening, self._accept)
+            asyncio.get_running_loop().add_reader(self._listening, self._has_come)
+
+    def _has_come(self) -> None:
+        """A connection has. It is left to a worker that has fewer, unless that one is busy."""
+        assert self._listening is not None, "it is listening"
+        if self._share is None or self._share.is_least:
+            self._left_over = 1
+            self._accept()
+            return
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listening)
+        loop.call_later(LEFT_S, self._accept_left_over)
+
+    def _accept_left_over(self) -> None:
+        """Take a connection that nobody else has taken, and twice as many as the time before: who
+        has fewer may have been stopped, and nobody is to wait for that one."""
+        self._listen()
+        for _ in range(self._left_over):
+            if self._listening is None or not self._accept():
+                self._left_over = 1
+                return
+        self._left_over = min(2 * self._left_over, BACKLOG)
+
+    def _count(self) -> None:
+        if self._share is not None and self._listening is not None and self._server is not None:
+            self._share.has(self._server.open + len(self._taking))
 
     def _accept(self) -> bool:
         """Take one connection, if one is there: who took all would leave the other workers none."""
@@ -540,8 +590,13 @@ class Listener:
         taken.setblocking(False)
         task = loop.create_task(self._take(taken), name="connection")
         self._taking.add(task)
-        task.add_done_callback(self._taking.discard)
+        task.add_done_callback(self._taken)
+        self._count()
         return True
+
+    def _taken(self, task: asyncio.Task[None]) -> None:
+        self._taking.discard(task)
+        self._count()
 
     async def _take(self, taken: socket.socket) -> None:
         assert self._server is not None, "it was started"
@@ -572,6 +627,8 @@ class Listener:
                 pass  # whom the kernel has let in would be cut off with the socket
             self._listening.close()
             self._listening = None
+            if self._share is not None:
+                self._share.takes_no_more()
         if self._server is not None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(grace_s):

@@ -38,6 +38,7 @@ from budget_proxy.core.stops import Stop
 from budget_proxy.ledgers.flock import holder_of
 from budget_proxy.pooling import Sample, Snapshot, left_behind
 from budget_proxy.scratch import Scratch, sweep
+from budget_proxy.shares import Shares
 
 logger = logging.getLogger(__name__)
 START_S = 60.0
@@ -64,6 +65,7 @@ class _Worker:
     """One worker, as the supervisor sees it."""
 
     owner: str
+    share: int
     process: asyncio.subprocess.Process
     began_s: float
     channel: Channel | None = None
@@ -94,6 +96,7 @@ class Supervisor:
     def __init__(self, policy: Path, load: Callable[[Path], House], workers: int) -> None:
         sweep()
         self._folder = Scratch()
+        self._shares = Shares(2 * workers)  # each has one who takes its place, at most
         self._policy = policy
         self._load = load
         self._read = 0
@@ -145,6 +148,7 @@ class Supervisor:
         await asyncio.gather(*self._watching, return_exceptions=True)
         await self.app.stop(0)
         self._folder.cleanup()
+        self._shares.close()
 
     def end(self) -> None:
         """Now, whatever is under way."""
@@ -160,38 +164,24 @@ class Supervisor:
     # -- workers ---------------------------------------------------------------------------------
 
     async def _add(self) -> _Worker:
-        """Start one worker and wait until it serves. Raises StartError."""
-        assert self._listening is not None, "the supervisor was started"
-        ours, theirs = socket.socketpair()
-        owner = secrets.token_hex(8)
-        lock = self.app.instance_lock
-        kept = [theirs.fileno(), self._listening.fileno(), *([] if lock is None else [lock])]
-        words = (
-            *("--policy", str(self._in_force), "--owner", owner),
-            *("--channel", str(theirs.fileno()), "--listening", str(self._listening.fileno())),
-        )
+        """Start one worker and wait until it serves. Raises StartError, OSError."""
+        share = self._shares.give()
         try:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "budget_proxy.worker", *words),
-                pass_fds=kept,
-                start_new_session=False,
-            )
-        finally:
-            theirs.close()
-        worker = _Worker(owner, process, time.monotonic())
-        worker.channel = Channel(partial(self._hears, worker))
-        await worker.channel.open(ours)
+            worker = await self._begun(share)
+        except OSError:
+            self._shares.take_back(share)
+            raise
         self._workers.append(worker)
         ready = asyncio.create_task(worker.ready.wait())
-        ended = asyncio.create_task(process.wait())
+        ended = asyncio.create_task(worker.process.wait())
         await asyncio.wait((ready, ended), timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
         ready.cancel()
         in_time = ended.done()
         if not worker.ready.is_set():
             with contextlib.suppress(ProcessLookupError):
-                process.kill()
+                worker.process.kill()
             await ended
-            self._workers.remove(worker)
+            self._forget(worker)
             raise StartError(_why(ended.result(), in_time=in_time))
         self._spawn(self._wait_for(worker, ended))
         # Again: what it read itself may have changed meanwhile.
@@ -199,6 +189,37 @@ class Supervisor:
         due = list(self.app.keeping.due)
         self._tell(worker, {"do": "stops", "stops": stops, "due": due})
         return worker
+
+    async def _begun(self, share: int) -> _Worker:
+        """A process with the socket, a share of what comes there, the instance lock and a channel.
+        Raises OSError."""
+        assert self._listening is not None, "the supervisor was started"
+        ours, theirs = socket.socketpair()
+        owner = secrets.token_hex(8)
+        lock = self.app.instance_lock
+        handles = [theirs.fileno(), self._listening.fileno(), self._shares.handle]
+        words = (
+            *("--policy", str(self._in_force), "--owner", owner),
+            *("--channel", str(theirs.fileno()), "--listening", str(self._listening.fileno())),
+            *("--shares", str(self._shares.handle), "--share", str(share)),
+        )
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "budget_proxy.worker", *words),
+                pass_fds=[*handles, *([] if lock is None else [lock])],
+                start_new_session=False,
+            )
+        finally:
+            theirs.close()
+        worker = _Worker(owner, share, process, time.monotonic())
+        worker.channel = Channel(partial(self._hears, worker))
+        await worker.channel.open(ours)
+        return worker
+
+    def _forget(self, worker: _Worker) -> None:
+        """It is dead."""
+        self._workers.remove(worker)
+        self._shares.take_back(worker.share)
 
     async def _hears(self, worker: _Worker, message: Message) -> Message | None:
         match message:
@@ -215,7 +236,7 @@ class Supervisor:
     async def _wait_for(self, worker: _Worker, ended: asyncio.Task[int]) -> None:
         """See a worker to its end, and to its replacement if that was not wanted."""
         code = await ended
-        self._workers.remove(worker)
+        self._forget(worker)
         self._departed = left_behind([self._departed, worker.snapshot])
         if worker.channel is not None:
             worker.channel.close()

@@ -1,7 +1,8 @@
 """One worker: the answering half of a proxy, in a process of its own.
 
-The supervisor gives it the listening socket, the instance lock (so that the ledger stays taken as
-long as anyone of this service lives), a name for its holds and a channel. Where the channel ends
+The supervisor gives it the listening socket and a share of what comes there, the instance lock (so
+that the ledger stays taken as long as anyone of this service lives), a name for its holds and a
+channel. Where the channel ends
 the supervisor is dead: the worker stops at once, since nobody would bury it later.
 Forbidden here: writing anything to the ledger but its own calls.
 """
@@ -24,6 +25,7 @@ from budget_proxy.channel import Channel, GoneError, Message
 from budget_proxy.core.house import House
 from budget_proxy.core.stops import Stop
 from budget_proxy.ledgers import LedgerDownError, LedgerRefusedError
+from budget_proxy.shares import Share
 
 PUSH_S = 1.0
 ASK_S = 5.0
@@ -42,10 +44,13 @@ class Worker:
         *,
         owner: str,
         listening: socket.socket,
+        share: Share,
         channel: socket.socket,
     ) -> None:
         self._load = load
-        self._app = App(lambda: load(policy), log=standard_output(), part="worker", owner=owner)
+        self._app = App(
+            lambda: load(policy), log=standard_output(), part="worker", owner=owner, share=share
+        )
         self._listening = listening
         self._end = channel
         self._channel = Channel(self._answer)
@@ -140,6 +145,8 @@ def main() -> int:
     parser.add_argument("--owner", required=True)
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--listening", type=int, required=True)
+    parser.add_argument("--shares", type=int, required=True)
+    parser.add_argument("--share", type=int, required=True)
     options = parser.parse_args()
     log_to_stderr()
     worker = Worker(
@@ -147,6 +154,7 @@ def main() -> int:
         options.policy,
         owner=options.owner,
         listening=socket.socket(fileno=options.listening),
+        share=Share.opened(options.shares, options.share),
         channel=socket.socket(fileno=options.channel),
     )
     return on_a_loop(worker.run())

@@ -199,6 +199,23 @@ def workers_of(process: Process) -> list[int]:
     return [int(pid) for pid in children.split()]
 
 
+def callers_of(pid: int) -> set[int]:
+    """The ports of those whose connections a process has accepted."""
+    files = set()
+    for file in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            files.add(str(file.readlink()))
+    table = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    theirs = [words[2] for words in table if f"socket:[{words[9]}]" in files]
+    return {int(address.rpartition(":")[2], 16) for address in theirs}
+
+
+def owner_of(writer: asyncio.StreamWriter, pids: list[int]) -> int | None:
+    """The process that has accepted a connection."""
+    port = writer.get_extra_info("sockname")[1]
+    return next((pid for pid in pids if port in callers_of(pid)), None)
+
+
 class Gate:
     """An upstream that answers when it is told to."""
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 from harness import running_sandbox
-from processes import GEO, KEY, POLICY, Process, fleet, until, workers_of
+from processes import GEO, KEY, POLICY, Process, fleet, owner_of, until, workers_of
 
 from budget_proxy.core.book import Held, Hold, Leg, Release
 from budget_proxy.core.marks import Mark
@@ -55,19 +55,6 @@ class Caller(NamedTuple):
         answer = await self.reader.read()
         self.writer.close()
         return int(answer.split()[1])
-
-
-def owner_of(writer: asyncio.StreamWriter, pids: list[int]) -> int | None:
-    """The process that has accepted a connection."""
-    theirs = f":{writer.get_extra_info('sockname')[1]:04X}"
-    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    inodes = {line.split()[9] for line in lines if line.split()[2].endswith(theirs)}
-    for pid in pids:
-        for file in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):
-                if str(file.readlink()) in {f"socket:[{inode}]" for inode in inodes}:
-                    return pid
-    return None
 
 
 class Door:
