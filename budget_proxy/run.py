@@ -23,6 +23,9 @@ from budget_proxy.listener import slow_parser
 from budget_proxy.supervisor import StartError, Supervisor
 
 OK, FAILED, WRONG = 0, 1, 2
+SWITCH_S = 0.001
+"""How long the loop may keep the interpreter from a thread that wants it; by default 5 ms. The
+ledger's has the write lock then, which others wait for."""
 DEMO_BALANCE = "5 USD"
 DEMO_KEY = "demo-key-0000"
 OTHER_PORTS = (
@@ -57,6 +60,7 @@ def serve(policy: Path, load: Callable[[Path], House], workers: int) -> int:
 
 def on_a_loop(main: Coroutine[Any, Any, int]) -> int:
     """Run it on the fastest event loop there is."""
+    sys.setswitchinterval(SWITCH_S)
     with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
         return runner.run(main)
 

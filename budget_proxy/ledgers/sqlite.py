@@ -13,8 +13,10 @@ Rules of this file, each paid for by somebody:
 - Never on a network file system: neither lock nor WAL is sound there.
 - After any error the connection is thrown away and opened anew; a half-done transaction is not
   repaired, it is rolled back.
-- Each commit looks whether the file and its log (see `wal`) are still the ones it opened: SQLite
-  writes on into one that was deleted or replaced, and says that all is well.
+- Each commit looks, before and after, whether the file and its log (see `wal`) are still the ones
+  it opened: SQLite writes on into one that was deleted or replaced, and says that all is well.
+- Whoever writes has given up the lock before anybody hears of it: the next one waits for the disk
+  alone, and not for a busy loop.
 - On the loop nothing waits: whoever else may be writing is waited for in the thread.
 - No decision is taken here: see `core.book`.
 """
@@ -195,7 +197,7 @@ class SqliteLedger:
         async with self._turn:
             self._must_be_writable()
             await self._take_lock()
-            try:
+            with self._undone_or_unlocked():
                 if not self._begin():
                     await self._in_thread(self._begin_patiently)
                 outcomes, changed = self._apply([*batch, *more()])
@@ -204,17 +206,28 @@ class SqliteLedger:
                 else:
                     self._forget()
                 self._refusing = not changed
-            except (sqlite3.Error, OSError, *_BAD_VALUES) as failure:
-                self._undo()
-                guilty = isinstance(failure, _BAD_VALUES) or _is_taken(failure)
-                kind = UnkeepableError if guilty else LedgerDownError
-                raise kind(f"{self._path}: {failure}") from failure
-            except BaseException:
-                self._undo()
-                raise
-            finally:
-                self._unlock()
+            if changed and not self._log_looks_well():
+                await self._take_lock()
+                with self._undone_or_unlocked():
+                    await self._in_thread(self._look_at_log)
             return outcomes
+
+    @contextlib.contextmanager
+    def _undone_or_unlocked(self) -> Iterator[None]:
+        """Give up the write lock at the end; after any error, the connection first. Raises
+        UnkeepableError, LedgerDownError."""
+        try:
+            yield
+        except (sqlite3.Error, OSError, *_BAD_VALUES) as failure:
+            self._undo()
+            guilty = isinstance(failure, _BAD_VALUES) or _is_taken(failure)
+            kind = UnkeepableError if guilty else LedgerDownError
+            raise kind(f"{self._path}: {failure}") from failure
+        except BaseException:
+            self._undo()
+            raise
+        finally:
+            self._unlock()
 
     def glance(self, hold: Hold) -> Short | None:
         """See `Ledger.glance`. Tried only while holds are being refused."""
@@ -233,8 +246,9 @@ class SqliteLedger:
     def looks_well(self) -> bool:
         """See `Ledger.looks_well`. Without the lock: another process may be at the log just now,
         so this is no more than a reason to look properly."""
-        if self._turn.locked() or self._db is None:
-            return True  # somebody is at it
+        return self._turn.locked() or self._db is None or self._log_looks_well()
+
+    def _log_looks_well(self) -> bool:
         try:
             return self._log.is_well()
         except OSError:
@@ -532,13 +546,18 @@ class SqliteLedger:
         self._db.execute("ROLLBACK")
 
     def _sync(self) -> None:
-        assert self._db is not None, "a transaction is open"
-        self._db.execute("COMMIT")
+        self._keep()
         self._look_at_log()
 
+    def _keep(self) -> None:
+        assert self._db is not None, "a transaction is open"
+        self._db.execute("COMMIT")
+
     def _sync_and_unlock(self) -> None:
-        """Here and not in the loop, which may have much to do before it hears of the end."""
-        self._sync()
+        """Here and not in the loop, which may have much to do before it hears of the end. Between
+        the two is no system call, after which this thread would wait for the loop again: whether
+        the log is still there is looked at after them."""
+        self._keep()
         self._unlock()
 
     def _undo(self) -> None:

@@ -467,7 +467,7 @@ FAILURES: list[tuple[str, Exception]] = [
     ("load_page", sqlite3.OperationalError("disk I/O error")),
     ("save_page", OSError(5, "Input/output error")),
     ("save_page", sqlite3.DatabaseError("database disk image is malformed")),
-    ("_sync", sqlite3.OperationalError("disk I/O error")),
+    ("_keep", sqlite3.OperationalError("disk I/O error")),
     ("_try_lock", OSError(37, "No locks available")),
 ]
 
