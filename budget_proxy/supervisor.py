@@ -209,16 +209,25 @@ class Supervisor:
                 pass_fds=[*handles, *([] if lock is None else [lock])],
                 start_new_session=False,
             )
+        except OSError:
+            ours.close()
+            raise
         finally:
             theirs.close()
         worker = _Worker(owner, share, process, time.monotonic())
         worker.channel = Channel(partial(self._hears, worker))
-        await worker.channel.open(ours)
+        try:
+            await worker.channel.open(ours)
+        except OSError:
+            process.kill()
+            raise
         return worker
 
     def _forget(self, worker: _Worker) -> None:
         """It is dead."""
         self._workers.remove(worker)
+        if worker.channel is not None:
+            worker.channel.close()
         self._shares.take_back(worker.share)
 
     async def _hears(self, worker: _Worker, message: Message) -> Message | None:
@@ -238,8 +247,6 @@ class Supervisor:
         code = await ended
         self._forget(worker)
         self._departed = left_behind([self._departed, worker.snapshot])
-        if worker.channel is not None:
-            worker.channel.close()
         await self.app.bury(worker.owner)
         if worker.retiring or self._stopping:
             return

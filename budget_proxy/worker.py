@@ -25,12 +25,13 @@ from budget_proxy.channel import Channel, GoneError, Message
 from budget_proxy.core.house import House
 from budget_proxy.core.stops import Stop
 from budget_proxy.ledgers import LedgerDownError, LedgerRefusedError
+from budget_proxy.policy import PolicyError
 from budget_proxy.shares import Share
 
 PUSH_S = 1.0
+"""How often the figures go to the supervisor: what a killed worker counted since is lost."""
 ASK_S = 5.0
 """How long a call waits to hear whether it may try an upstream that was stopped."""
-"""How often the figures go to the supervisor: what a killed worker counted since is lost."""
 OK, FAILED = 0, 1
 
 
@@ -67,7 +68,7 @@ class Worker:
         try:
             await self._app.start(self._listening)
         except (LedgerRefusedError, LedgerDownError, OSError) as error:
-            print(f"a worker cannot start: {error}", file=sys.stderr, flush=True)
+            _say_why(error)
             await self._app.stop(0)
             return FAILED
         self._app.stops.report = self._heard_stop
@@ -149,15 +150,23 @@ def main() -> int:
     parser.add_argument("--share", type=int, required=True)
     options = parser.parse_args()
     log_to_stderr()
-    worker = Worker(
-        read_policy,
-        options.policy,
-        owner=options.owner,
-        listening=socket.socket(fileno=options.listening),
-        share=Share.opened(options.shares, options.share),
-        channel=socket.socket(fileno=options.channel),
-    )
+    try:
+        worker = Worker(
+            read_policy,
+            options.policy,
+            owner=options.owner,
+            listening=socket.socket(fileno=options.listening),
+            share=Share.opened(options.shares, options.share),
+            channel=socket.socket(fileno=options.channel),
+        )
+    except (OSError, PolicyError) as error:
+        _say_why(error)
+        return FAILED
     return on_a_loop(worker.run())
+
+
+def _say_why(error: Exception) -> None:
+    print(f"a worker cannot start: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

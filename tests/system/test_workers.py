@@ -273,6 +273,34 @@ def test_a_killed_worker_is_buried_and_replaced_while_the_others_serve(tmp_path:
 
 @pytest.mark.faults
 @pytest.mark.timeout(TIMEOUT_S)
+def files_of(process: Process) -> int:
+    return len(list(Path(f"/proc/{process.popen.pid}/fd").iterdir()))
+
+
+def test_starts_that_failed_leave_no_file_open(tmp_path: Path) -> None:
+    """A supervisor that keeps trying must not run out of them."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+
+    async def story() -> None:
+        async with (
+            running_sandbox() as sandbox,
+            fleet(
+                *(tmp_path, POLICY + cap("1 USD"), 2), SANDBOX=sandbox, TMPDIR=str(place)
+            ) as process,
+        ):
+            [policy] = place.glob("budget-proxy-*/policy-1.yaml")
+            before = files_of(process)
+            policy.rename(tmp_path / "aside")
+            os.kill(workers_of(process)[0], signal.SIGKILL)
+            await until(lambda: process.err.count("tried again") >= 4, "starts fail")
+            (tmp_path / "aside").rename(policy)
+            await until(lambda: len(workers_of(process)) == 2, "a start succeeds")
+            await until(lambda: files_of(process) <= before, "all is as before")
+
+    asyncio.run(story())
+
+
 def test_workers_end_with_their_supervisor_and_the_next_one_takes_over(tmp_path: Path) -> None:
     async def serve_and_die(process: Process, after_s: float) -> None:
         workers = workers_of(process)
@@ -357,7 +385,8 @@ def test_a_policy_is_in_force_in_all_workers_or_in_none(tmp_path: Path) -> None:
             process.send(signal.SIGHUP)
             await until(lambda: "the policy was reloaded" in process.err, "it is reloaded")
             answers = Counter([await call(process.url) for _ in range(20)])
-            assert answers == {200: 6, 402: 14}
+            # 429: the call before was answered, and its hold is not settled yet at another worker.
+            assert (answers[200], answers[402] + answers[429]) == (6, 14)
             samples = await scraped(process)
             assert samples['budget_proxy_policy_reloads_total{result="ok"}'] == 1
             assert samples['budget_proxy_policy_reloads_total{result="refused"}'] == 1
