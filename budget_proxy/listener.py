@@ -15,7 +15,7 @@ import socket
 import ssl
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.helpers import rfc822_formatted_time
@@ -440,10 +440,9 @@ class _Protocol(RequestHandler):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or cut it where there are too many."""
         assert isinstance(self._manager, _Server), "our server makes our protocols"
-        self._manager.came(1)
         if self._manager.is_full:
-            assert isinstance(transport, asyncio.Transport), "TCP and TLS can be written to"
-            transport.abort()
+            # Not all loops' transports are of this class, but all have its methods.
+            cast("asyncio.Transport", transport).abort()
         else:
             super().connection_made(transport)
 
@@ -455,9 +454,10 @@ class _Protocol(RequestHandler):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """The caller is gone."""
-        if isinstance(self._manager, _Server):
-            self._manager.came(-1)
+        manager, task = self._manager, self._task_handler
         super().connection_lost(exc)
+        if isinstance(manager, _Server):
+            manager.lost(task)
         if self.call is not None:
             self.call.lost()
             self.call = None
@@ -473,23 +473,28 @@ class _Server(web.Server):
         changed: Callable[[], None],
         **kwargs: Any,
     ) -> None:
-        """`changed` is called whenever `open` did."""
+        """`changed` is called when there is a connection less."""
         super().__init__(_never, **kwargs)
         self.tell = tell
         self.limits = limits
-        self.open = 0
-        """Connections whose callers are there."""
         self._changed = changed
 
-    def came(self, connections: int) -> None:
-        """One more is open, or (-1) one less."""
-        self.open += connections
-        self._changed()
+    def lost(self, task: asyncio.Task[None] | None) -> None:
+        """A caller is gone; his connection counts until its task is over, too."""
+        if task is None:
+            self._changed()
+        else:
+            task.add_done_callback(lambda _task: self._changed())
+
+    @property
+    def count(self) -> int:
+        """How many connections there are."""
+        return len(self._connections)
 
     @property
     def is_full(self) -> bool:
         """Whether no more connections are taken."""
-        return len(self._connections) >= self.limits.max_connections
+        return self.count >= self.limits.max_connections
 
     @property
     def wires(self) -> Iterator[_Protocol]:
@@ -572,7 +577,7 @@ class Listener:
 
     def _count(self) -> None:
         if self._share is not None and self._listening is not None and self._server is not None:
-            self._share.has(self._server.open + len(self._taking))
+            self._share.has(self._server.count + len(self._taking))
 
     def _accept(self) -> bool:
         """Take one connection, if one is there: who took all would leave the other workers none."""

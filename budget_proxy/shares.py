@@ -48,21 +48,15 @@ class Shares:
     """The shares of all workers; `workers`: how many may live at a time. Raises OSError."""
 
     def __init__(self, workers: int) -> None:
-        # No file anybody can open, and none to sweep: it is gone with the last one who has it open.
-        self._file = tempfile.TemporaryFile(prefix="budget-proxy-")  # noqa: SIM115 - for life
-        # Written, not only made long: there must be room for it on the disk.
-        os.write(self._file.fileno(), bytes(workers * _CELL_BYTES))
-        self._cells = _mapped(self._file.fileno())
-        self._given: set[int] = set()
-
-    @property
-    def handle(self) -> int:
+        self.handle = _memory()
         """The open file that workers inherit."""
-        return self._file.fileno()
+        os.write(self.handle, bytes(workers * _CELL_BYTES))
+        self._cells = _mapped(self.handle)
+        self._given: set[int] = set()
 
     def close(self) -> None:
         """No worker lives any more."""
-        self._file.close()
+        os.close(self.handle)
 
     def give(self) -> int:
         """The number of a worker that is about to start."""
@@ -74,6 +68,14 @@ class Shares:
         """That worker is dead."""
         self._given.discard(number)
         self._cells[number] = _NOBODY
+
+
+def _memory() -> int:
+    """A file without a name, which is gone with the last process that has it open."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("budget-proxy-shares")
+    with tempfile.TemporaryFile() as file:  # where there is no such thing: on a disk
+        return os.dup(file.fileno())
 
 
 def _mapped(handle: int) -> memoryview:
