@@ -206,10 +206,10 @@ class SqliteLedger:
                 else:
                     self._forget()
                 self._refusing = not changed
-            if changed and not self._log_looks_well():
+            if changed and not self._log_looks_well(written=True):
                 await self._take_lock()
                 with self._undone_or_unlocked():
-                    await self._in_thread(self._look_at_log)
+                    await self._in_thread(lambda: self._look_at_log(written=True))
             return outcomes
 
     @contextlib.contextmanager
@@ -248,9 +248,9 @@ class SqliteLedger:
         so this is no more than a reason to look properly."""
         return self._turn.locked() or self._db is None or self._log_looks_well()
 
-    def _log_looks_well(self) -> bool:
+    def _log_looks_well(self, *, written: bool = False) -> bool:
         try:
-            return self._log.is_well()
+            return self._log.is_well(written=written)
         except OSError:
             return False
 
@@ -461,10 +461,10 @@ class SqliteLedger:
         self._log.must_be_well()
         return self._db or self._connect(create=False)
 
-    def _look_at_log(self) -> None:
-        """Only in the thread, outside of a transaction."""
+    def _look_at_log(self, *, written: bool = False) -> None:
+        """Only in the thread, outside of a transaction; `written`: after one that was kept."""
         assert self._db is not None, "it was opened before"
-        self._log.look(self._db, alone=self._instance_file is not None)
+        self._log.look(self._db, alone=self._instance_file is not None, written=written)
 
     def _wait_at_most(self, patience_s: float) -> None:
         """How long SQLite itself waits for another program that has the file locked."""
@@ -547,7 +547,7 @@ class SqliteLedger:
 
     def _sync(self) -> None:
         self._keep()
-        self._look_at_log()
+        self._look_at_log(written=True)
 
     def _keep(self) -> None:
         assert self._db is not None, "a transaction is open"

@@ -61,9 +61,9 @@ class WriteAheadLog:
                 os.close(handle)
         self._index = self._log = None
 
-    def is_well(self) -> bool:
-        """Whether it is the file that was opened, has not shrunk, and begins as it must. Two system
-        calls."""
+    def is_well(self, *, written: bool = False) -> bool:
+        """Whether it is the file that was opened, has not shrunk, and begins as it must; `written`:
+        there must be something in it. Two system calls."""
         if self._trouble or self._file is None:
             return not self._trouble
         try:
@@ -73,7 +73,7 @@ class WriteAheadLog:
         if (status.st_dev, status.st_ino) != self._file or status.st_size < self._size_bytes:
             return False
         self._size_bytes = status.st_size
-        return status.st_size == 0 or self._has_head()
+        return self._has_head() if status.st_size else not written
 
     def _has_head(self) -> bool:
         """Whether its first bytes are there: what was emptied while a commit was being written is
@@ -81,13 +81,14 @@ class WriteAheadLog:
         assert self._log is not None, "it is open"
         return os.pread(self._log, 4, 0) in _MAGIC
 
-    def look(self, db: sqlite3.Connection, *, alone: bool) -> None:
+    def look(self, db: sqlite3.Connection, *, alone: bool, written: bool = False) -> None:
         """Raise LedgerDownError, now and from then on, where commits would be lost.
 
         `alone`: this process is the one that serves, so what only an open, nameless log still
-        holds is saved into the ledger file. Outside of a transaction; may wait.
+        holds is saved into the ledger file. `written`: after a commit. Outside of a transaction;
+        may wait.
         """
-        if not (self._trouble or self.is_well()):
+        if not (self._trouble or self.is_well(written=written)):
             self._trouble = self._found(db, alone)
         self.must_be_well()
 

@@ -878,6 +878,53 @@ def test_a_log_that_vanishes_while_a_commit_is_written_fails_that_commit(
     run(after, path, sole=True)
 
 
+@pytest.mark.parametrize("before", [0, 1])
+def test_a_log_that_is_emptied_just_after_a_commit_fails_that_commit(
+    before: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it was empty before, so that it is as long as it was."""
+    path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
+    real = SqliteLedger._sync_and_unlock
+
+    def is_emptied(ledger: SqliteLedger) -> None:
+        real(ledger)
+        os.truncate(log, 0)
+
+    async def story(ledger: SqliteLedger) -> None:
+        other = sqlite3.connect(path)
+        other.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        other.close()
+        for number in range(before):
+            await ledger.commit([hold(f"{number}", 10)])
+        with monkeypatch.context() as patch:
+            patch.setattr(SqliteLedger, "_sync_and_unlock", is_emptied)
+            with pytest.raises(LedgerDownError, match="was cut short"):
+                await ledger.commit([hold("never kept", 10)])
+
+    run(story, path, sole=True)
+
+
+def test_a_log_that_another_program_empties_by_the_book_just_after_a_commit_is_no_accident(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger.db"
+    real = SqliteLedger._sync_and_unlock
+
+    def is_copied(ledger: SqliteLedger) -> None:
+        real(ledger)
+        other = sqlite3.connect(path)
+        assert other.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone() == (0, 0, 0)
+        other.close()
+
+    async def story(ledger: SqliteLedger) -> None:
+        monkeypatch.setattr(SqliteLedger, "_sync_and_unlock", is_copied)
+        for number in range(3):
+            await ledger.commit([hold(f"{number}", 10)])
+        assert await figures(ledger) == [(0, 30)]
+
+    run(story, path, sole=True)
+
+
 def test_a_lost_log_is_saved_only_by_the_one_that_serves(tmp_path: Path) -> None:
     """A correction beside it cannot know whose log the common index is about."""
     path, log = tmp_path / "ledger.db", tmp_path / "ledger.db-wal"
