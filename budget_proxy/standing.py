@@ -42,6 +42,8 @@ class Figure(NamedTuple):
     family: str
     labels: Mapping[str, str]
     value: float
+    bound: str = ""
+    """One label more, where several figures share all others: which of them it is."""
 
 
 def figures_of(standing: Standing) -> Iterator[Figure]:
@@ -83,11 +85,11 @@ def _of_runways(standing: Standing) -> Iterator[Figure]:
 def _bounds(subject: str, labels: Mapping[str, str], runway: Runway) -> Iterator[Figure]:
     if runway.basis == "none":
         return
-    bounds = {"expected": runway.seconds, "low": runway.low_s, "high": runway.high_s}
-    for bound, seconds in bounds.items():
+    bounds = (("expected", runway.seconds), ("low", runway.low_s), ("high", runway.high_s))
+    named = {"subject": subject, **labels}
+    for bound, seconds in bounds:
         if seconds is not None:
-            named = {"subject": subject, **labels, "bound": bound}
-            yield Figure("budget_proxy_runway_seconds", named, seconds)
+            yield Figure("budget_proxy_runway_seconds", named, seconds, bound)
 
 
 def _of_breakers(standing: Standing) -> Iterator[Figure]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
@@ -96,16 +97,24 @@ class Stands(Collector):
         families = {name: Written(name) for name in self._NAMES}
         seen: set[tuple[str, str]] = set()
         try:
-            for name, labels, value in figures_of(self._read()):
-                pairs = ",".join(
-                    [f'{label}="{escaped(text)}"' for label, text in sorted(labels.items())]
-                )
+            named, words = None, ""
+            for name, labels, value, bound in figures_of(self._read()):
+                if labels is not named:
+                    named, words = labels, _in_words(tuple(labels), tuple(labels.values()))
+                pairs = f'bound="{bound}",{words}' if bound else words
                 if (name, pairs) not in seen:  # Prometheus drops a scrape that repeats itself
                     seen.add((name, pairs))
                     families[name].add(pairs, float(value))
         except Exception as error:  # the rest of the scrape matters more
             log.warning("no figures of balances and stops: %s", type(error).__name__)
         return families.values()
+
+
+@lru_cache(maxsize=16_384)
+def _in_words(labels: tuple[str, ...], texts: tuple[str, ...]) -> str:
+    """Labels as they are written. Each scrape asks for the same ones."""
+    pairs = sorted(zip(labels, texts, strict=True))
+    return ",".join(f'{label}="{escaped(text)}"' for label, text in pairs)
 
 
 def _by_ratio(found: tuple[tuple[str, str], int]) -> tuple[int, tuple[str, str]]:
