@@ -102,7 +102,8 @@ def some_length(life: Life, rng: random.Random) -> int:
     """Any, or just one that was synced, or one byte beside it."""
     if rng.random() < 0.6:
         return rng.randint(0, len(life.log))
-    return max(0, rng.choice(life.lengths) + rng.choice((-1, 0, 0, 1)))
+    beside = rng.choice(life.lengths) + rng.choice((-1, 0, 0, 1))
+    return min(max(0, beside), len(life.log))
 
 
 def cut_copy(life: Life, folder: Path, at: int, rng: random.Random) -> None:
