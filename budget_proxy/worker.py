@@ -2,8 +2,8 @@
 
 The supervisor gives it the listening socket and a share of what comes there, the instance lock (so
 that the ledger stays taken as long as anyone of this service lives), a name for its holds and a
-channel. Where the channel ends
-the supervisor is dead: the worker stops at once, since nobody would bury it later.
+channel. Where the channel ends the supervisor is dead: the worker stops at once, since nobody would
+bury it later.
 Forbidden here: writing anything to the ledger but its own calls.
 """
 
